@@ -295,6 +295,10 @@ class ApiKey(_Response):
     """None: all."""
     loras: tuple[str, ...] | None
     """None: all."""
+    presets: tuple[str, ...] | None = None
+    """None: all."""
+    models: tuple[str, ...] | None = None
+    """None: all."""
     state: str
     created_at: datetime
     expires_at: datetime | None

@@ -86,6 +86,8 @@ class KeyFields(TypedDict, total=False):
     priorities: Sequence[str]
     qualities: Sequence[str]
     loras: Sequence[str]
+    presets: Sequence[str]
+    models: Sequence[str]
 
 
 class CancelFields(TypedDict, total=False):

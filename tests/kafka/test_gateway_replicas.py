@@ -236,6 +236,38 @@ async def test_without_its_database_a_gateway_accepts_tells_and_recovers(
             assert replica.gateway.pids() == pids
 
 
+async def test_a_database_that_accepts_and_answers_nothing_is_told_and_left(
+    settings_of: SoughtSettings, postgres: PostgresServer, url: str, tmp_path: Path
+) -> None:
+    key = new_key()
+    (tmp_path / "key").write_text(key)
+    async with TcpProxy(postgres.port) as proxy:
+        far = url.replace(f":{postgres.port}/", f":{proxy.port}/")
+        settings = settings_of("one", database_url=far, bootstrap_key_file=tmp_path / "key")
+        async with running(settings, key=key) as (replica,):
+            client = replica.client
+            before = await client.post("v1/generations", json={"prompt": "before"})
+            assert (await told(partial(client.get, before.headers["location"]))).status_code == 200
+            await proxy.black_hole()
+            # More than there are connections: the later ones wait for one.
+            asked = [client.get(before.headers["location"]) for _ in range(20)]
+            keyed = client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
+            async with asyncio.timeout(40 * PATIENCE):
+                answers = await asyncio.gather(keyed, client.get("readyz"), *asked)
+            assert [answer.status_code for answer in answers] == [503] * 22
+            assert "store" in answers[1].text
+            await proxy.pass_all()
+            pids = replica.gateway.pids()
+
+            async def is_accepted() -> bool:
+                again = await client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
+                return again.status_code == 202
+
+            await wait_until(is_accepted, deadline_seconds=60, what="a key that can be reserved again")
+            assert (await told(partial(client.get, before.headers["location"]))).status_code == 200
+            assert replica.gateway.pids() == pids
+
+
 @pytest.mark.parametrize("module", ["fluxpool_gateway", "fluxpool_gateway.projector"])
 def test_an_address_that_is_refused_ends_it_with_2_and_the_remedy(
     module: str, settings_of: SoughtSettings, postgres: PostgresServer

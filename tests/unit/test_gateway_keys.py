@@ -1,6 +1,7 @@
 """API keys and tenants over the real application and real key and task stores: who is admitted, and to what."""
 
 import asyncio
+import dataclasses
 import hashlib
 import re
 import sqlite3
@@ -16,6 +17,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.routing import Route
 
 from fluxpool_contract.header_names import TENANT
+from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.derived import idempotent_request_id
 from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
 from fluxpool_gateway.identity.api_key import KeyScope, new_key, parse_key
@@ -388,6 +390,7 @@ async def test_a_submission_holds_what_its_key_allows(
 
 async def test_a_rotated_key_keeps_its_rights(gateway: Gateway) -> None:
     rights: dict[str, Any] = {"priorities": ["standard", "vip"], "qualities": ["exact"], "loras": ["ink", "oil"]}
+    rights |= {"presets": ["draft", "ink"], "models": ["FLUX.1-dev", "tiny"]}
     old = await gateway.create("submit", **rights)
     path = f"/v1/keys/{key_id(old)}/rotate"
     new = (await gateway.one.ask("POST", path, gateway.admin, json={})).json()
@@ -396,12 +399,40 @@ async def test_a_rotated_key_keeps_its_rights(gateway: Gateway) -> None:
     assert [item["loras"] for item in listed if item["name"] == "test"] == [["ink", "oil"], ["ink", "oil"]]
 
 
+async def test_a_key_of_a_model_reaches_only_pools_of_it(gateway: Gateway) -> None:
+    key = await gateway.create("submit", models=["FLUX.1-dev"], priorities=["standard", "vip"])
+    served: dict[str, list[frozenset[str]]] = {}
+    app = gateway.one.app
+    assert app.submission is not None
+    app.submission = dataclasses.replace(app.submission, models_of=lambda topic: served.get(topic, []))
+
+    async def submit(priority: str = "standard", key: str = key) -> tuple[int, str]:
+        body = {"prompt": "a fox", "priority": priority}
+        answer = await gateway.one.ask("POST", "/v1/generations", key, json=body)
+        found = answer.json()
+        assert found.get("error", {}).get("param") == ("model" if answer.status_code == 403 else None)
+        return answer.status_code, found.get("detail", "")
+
+    status, why = await submit()
+    assert (status, "the model of tasks of priority standard is not known here" in why) == (403, True)
+    topics = TopicNames()
+    served |= {
+        topics.tasks: [frozenset({"me/checkpoint", "FLUX.1-dev"})],
+        topics.tasks_vip: [frozenset({"FLUX.1-dev"}), frozenset({"FLUX.1-schnell"})],
+    }
+    assert (await submit())[0] == 202
+    status, why = await submit("vip")
+    assert status == 403
+    assert "does not allow FLUX.1-schnell (the model of tasks of this priority); use FLUX.1-dev" in why
+    assert (await submit("vip", gateway.admin))[0] == 202
+
+
 def test_keys_from_before_rights_keep_what_they_could(tmp_path: Path) -> None:
     settings = keyed_settings(tmp_path)
     prepare(settings)
     file = settings.key_store_file()
     with closing(sqlite3.connect(file)) as connection, connection:
-        for column in ("priorities", "qualities", "loras"):
+        for column in ("priorities", "qualities", "loras", "presets", "models"):
             connection.execute(f"ALTER TABLE api_key DROP COLUMN {column}")
         connection.execute("DROP TABLE secret")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")

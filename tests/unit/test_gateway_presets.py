@@ -276,6 +276,19 @@ async def test_a_key_gets_the_presets_that_its_rights_allow(gateway: Gateway) ->
     assert (await submit(gateway, none, preset="auto")).status_code == 403
 
 
+async def test_a_key_of_presets_names_one_of_them_or_gets_one(gateway: Gateway) -> None:
+    say(gateway, best=[5] * 60)
+    await refresh(gateway)
+    key = await gateway.create(presets=["draft"])
+    assert [(await submit(gateway, key, preset=preset)).status_code for preset in ("draft", "auto")] == [202, 202]
+    assert {value["preset_choice"]["name"] for value in gateway.records.values} == {"draft"}
+    for fields, what in (({"preset": "best"}, "best"), ({}, "a task without preset"), ({"steps": 8}, "a task without")):
+        refused = await submit(gateway, key, **fields)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (403, "preset")
+        assert f"does not allow {what}" in refused.json()["detail"]
+        assert "use draft" in refused.json()["detail"]
+
+
 async def test_a_repeat_is_the_same_task_with_the_first_choice_whatever_is_known_by_then(gateway: Gateway) -> None:
     say(gateway, best=[1] * 60, draft=[5] * 60, ink=[1] * 60)
     await refresh(gateway)

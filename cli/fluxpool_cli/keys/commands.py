@@ -55,6 +55,14 @@ def create(
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA that its tasks may use; may be repeated. All by default.")
     ] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="Preset that its tasks may have, and have to name; may be repeated. All by default."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Family or checkpoint of the pools that may make its images; may be repeated."),
+    ] = None,
     gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
@@ -69,6 +77,10 @@ def create(
         fields["qualities"] = quality
     if lora:
         fields["loras"] = lora
+    if preset:
+        fields["presets"] = preset
+    if model:
+        fields["models"] = model
     if expires is not None:
         fields["expires_in_seconds"] = parse_duration_option(expires, option="--expires")
     with gateway.client() as client:
@@ -150,6 +162,6 @@ def _show_new(created: NewApiKey, output: OutputOptions, *notes: str) -> None:
 
 def _rights(key: ApiKey) -> str:
     """What tasks may ask for, such as `standard quality=exact lora=ink,wash`; without a name all are allowed."""
-    bound = {"quality": key.qualities, "lora": key.loras}
+    bound = {"quality": key.qualities, "lora": key.loras, "preset": key.presets, "model": key.models}
     named = [f"{name}={','.join(values) or '-'}" for name, values in bound.items() if values is not None]
     return " ".join([",".join(key.priorities), *named])

@@ -351,6 +351,7 @@ async def _running(
                 qualities=settings.qualities,
                 admission=Admission(lanes, count=app.metrics.count_admission),
                 presets=presets,
+                models_of=lanes.pools.models_of,
                 quotas=quotas,
                 trust=trust,
                 public_url=settings.public_url,

@@ -11,7 +11,7 @@ import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from fluxpool_contract.messages import DEFAULT_TENANT, LORA_NAME_PATTERN, Quality, check_tenant
+from fluxpool_contract.messages import DEFAULT_TENANT, LORA_NAME_PATTERN, PRESET_PATTERN, Quality, check_tenant
 from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.http.problem import BODY_PROBLEMS, ProblemCode, ProblemError, problems, unavailable
 from fluxpool_gateway.http.routes import RequestModel, json_response
@@ -21,6 +21,7 @@ from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.identity.key_record import KeyRecord, KeyState
 from fluxpool_gateway.identity.key_store import KeyStoreUnavailableError
 from fluxpool_gateway.identity.rights import Rights
+from fluxpool_gateway.presets.preset import MAX_PRESETS
 
 PATH: Final = "/v1/keys"
 DAY_SECONDS: Final = 24 * 3600
@@ -30,6 +31,7 @@ MAX_OVERLAP_SECONDS: Final = 30 * DAY_SECONDS
 MAX_LIFETIME_SECONDS: Final = 10 * 365 * DAY_SECONDS
 MAX_PAGE: Final = 1000
 MAX_LORA_RIGHTS: Final = 100
+MAX_MODEL_RIGHTS: Final = 100
 _NAME_PATTERN: Final = "^[A-Za-z0-9][A-Za-z0-9 ._@/-]{0,63}$"
 """What any terminal and log shows as it is."""
 _KEY_PROBLEMS: Final = {
@@ -40,6 +42,9 @@ _KEY_PROBLEMS: Final = {
 _CHANGE_PROBLEMS: Final = {409: "The key was revoked, has expired or was rotated.", **_KEY_PROBLEMS}
 
 LoraName = Annotated[str, Field(pattern=LORA_NAME_PATTERN)]
+PresetName = Annotated[str, Field(pattern=PRESET_PATTERN)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,200}$")]
+"""A family, or the id or folder of a checkpoint, without blanks."""
 
 logger = structlog.stdlib.get_logger(__name__)
 router = APIRouter()
@@ -60,6 +65,11 @@ class KeyRequest(RequestModel):
     """Qualities that its tasks may have, and have to name. Absent: all."""
     loras: Annotated[frozenset[LoraName], Field(max_length=MAX_LORA_RIGHTS)] | None = None
     """LoRAs that its tasks may use. Absent: all."""
+    presets: Annotated[frozenset[PresetName], Field(min_length=1, max_length=MAX_PRESETS)] | None = None
+    """Presets that its tasks may have, and have to name; `auto` chooses among them. Absent: all, and none."""
+    models: Annotated[frozenset[ModelName], Field(min_length=1, max_length=MAX_MODEL_RIGHTS)] | None = None
+    """Models that may make its images: families as `GET /v1/models` lists them, or checkpoints as `GET /v1/pools` does.
+    The pool behind the task's priority decides. Absent: all."""
 
 
 class RotationRequest(RequestModel):
@@ -83,6 +93,10 @@ class KeyView(BaseModel):
     """Null: all."""
     loras: tuple[str, ...] | None
     """Null: all."""
+    presets: tuple[str, ...] | None
+    """Null: all."""
+    models: tuple[str, ...] | None
+    """Null: all."""
     state: KeyState
     created_at: datetime
     expires_at: datetime | None
@@ -104,6 +118,8 @@ class KeyView(BaseModel):
                 "priorities": sorted(record.rights.priorities),
                 "qualities": None if record.rights.qualities is None else sorted(record.rights.qualities),
                 "loras": None if record.rights.loras is None else sorted(record.rights.loras),
+                "presets": None if record.rights.presets is None else sorted(record.rights.presets),
+                "models": None if record.rights.models is None else sorted(record.rights.models),
                 "state": record.state(now_ms),
                 "created_at": _moment(record.created_at_ms),
                 "expires_at": _moment(record.expires_at_ms),
@@ -164,7 +180,13 @@ async def create_key(wanted: KeyRequest, gate: WithGate, caller: WithCaller) -> 
         name=wanted.name,
         tenant=wanted.tenant,
         scopes=wanted.scopes,
-        rights=Rights(priorities=wanted.priorities, qualities=wanted.qualities, loras=wanted.loras),
+        rights=Rights(
+            priorities=wanted.priorities,
+            qualities=wanted.qualities,
+            loras=wanted.loras,
+            presets=wanted.presets,
+            models=wanted.models,
+        ),
         created_at_ms=now_ms,
         expires_at_ms=None if lifetime_seconds is None else now_ms + 1000 * lifetime_seconds,
     )

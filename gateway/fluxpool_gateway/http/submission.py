@@ -118,6 +118,8 @@ class Submission:
     admission: TaskAdmission | None = None
     """Refuses requests that would wait too long for themselves; None: they are accepted."""
     presets: Presets = field(default_factory=Presets)
+    models_of: Callable[[str], Sequence[frozenset[str]]] = lambda _topic: ()
+    """The names of the model of each pool that serves a topic; empty while none is known."""
     quotas: TaskQuotas | None = None
     """The limits of tenants; None where there are none."""
     trust: TenantTrust = field(default_factory=TenantTrust)
@@ -319,15 +321,20 @@ class Submission:
             self.webhooks.check(request.webhook)
         # With a preset once its parameters are known, by `_render`.
         if request.preset is None:
-            check_quality(request, self.qualities)
-            check_image_folder(request, caller.tenant)
-            caller.rights.check(request)
+            self._allow(request, caller)
+
+    def _allow(self, request: GenerationRequest, caller: Caller) -> None:
+        check_quality(request, self.qualities)
+        check_image_folder(request, caller.tenant)
+        caller.rights.check(request)
+        if caller.rights.models is not None:
+            caller.rights.check_model(request, self.models_of(self._topic_of(request)))
 
     def _render(self, request: GenerationRequest, request_id: str, caller: Caller) -> tuple[GenerationRequest, bytes]:
         """The request with the parameters of its preset, if it has one, and the value of its record."""
         if request.preset is None:
             return request, render_task(request, request_id)
-        check = partial(self._check, caller=caller)
+        check = partial(self._allow, caller=caller)
         request, choice = self.presets.apply(request, request_id, tenant=caller.tenant, check=check)
         return request, render_task(request, request_id, more={"preset_choice": choice.model_dump(exclude_none=True)})
 

@@ -204,8 +204,10 @@ def _to_row(record: KeyRecord) -> dict[str, Any]:
     as_text = {
         "scopes": _joined(record.scopes),
         "priorities": _joined(rights.priorities),
-        "qualities": None if rights.qualities is None else _joined(rights.qualities),
-        "loras": None if rights.loras is None else _joined(rights.loras),
+        "qualities": _joined_or_none(rights.qualities),
+        "loras": _joined_or_none(rights.loras),
+        "presets": _joined_or_none(rights.presets),
+        "models": _joined_or_none(rights.models),
     }
     return {
         column.name: as_text[column.name] if column.name in as_text else getattr(record, column.name)
@@ -215,17 +217,26 @@ def _to_row(record: KeyRecord) -> dict[str, Any]:
 
 def _to_record(row: RowMapping) -> KeyRecord:
     values = dict(row)
-    qualities, loras = values.pop("qualities"), values.pop("loras")
+    qualities = values.pop("qualities")
+    loras, presets, models = (
+        None if text is None else frozenset(text.split()) for text in map(values.pop, ("loras", "presets", "models"))
+    )
     rights = Rights(
         priorities=_members(Priority, values.pop("priorities")),
         qualities=None if qualities is None else _members(Quality, qualities),
-        loras=None if loras is None else frozenset(loras.split()),
+        loras=loras,
+        presets=presets,
+        models=models,
     )
     return KeyRecord(scopes=_members(KeyScope, values.pop("scopes")), rights=rights, **values)
 
 
 def _joined(names: Iterable[str]) -> str:
     return " ".join(sorted(names))
+
+
+def _joined_or_none(names: Iterable[str] | None) -> str | None:
+    return None if names is None else _joined(names)
 
 
 def _members(kind: type[Name], text: str) -> frozenset[Name]:

@@ -24,4 +24,6 @@ api_keys = Table(
     Column("priorities", String(64), nullable=False),
     Column("qualities", String(64)),
     Column("loras", Text),
+    Column("presets", Text),
+    Column("models", Text),
 )

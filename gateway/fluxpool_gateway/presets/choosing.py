@@ -58,7 +58,7 @@ class Presets:
                 known = ", ".join(sorted(self.presets)) or "none: the gateway has no presets"
                 raise _refused([FieldProblem("preset", f"{name} is not known; there are {known}")])
             changed = self._with(request, name)
-            check(_plain(changed))
+            check(_named(changed, name))
             return changed, PresetChoice(name=name, reason="asked for", sets=tuple(self.presets[name].fields()))
         allowed = self._allowed(request, check)
         shares = (self._shares.get(tenant) or divide_evenly(self.presets)).only(allowed)
@@ -113,7 +113,7 @@ class Presets:
         refusal: ProblemError | None = None
         for name, changed in candidates.items():
             try:
-                check(_plain(changed))
+                check(_named(changed, name))
             except ProblemError as error:
                 refusal = error
             else:
@@ -131,9 +131,9 @@ class Presets:
         return request.model_copy(update=fields)
 
 
-def _plain(request: GenerationRequest) -> GenerationRequest:
-    """What the request comes to."""
-    return request.model_copy(update={"preset": None})
+def _named(request: GenerationRequest, name: str) -> GenerationRequest:
+    """What the request comes to, by the name of its preset."""
+    return request.model_copy(update={"preset": name})
 
 
 def _refused(problems: list[FieldProblem]) -> ProblemError:

@@ -64,6 +64,14 @@ class PoolStates:
             while len(self._written) > MAX_STATES:
                 del self._written[next(iter(self._written))]
 
+    def models_of(self, topic: str) -> Sequence[frozenset[str]]:
+        """The model of each pool that serves a topic, by its checkpoint and its family, as far as they are known."""
+        return [
+            frozenset(filter(None, (state.model, state.model_family)))
+            for state, _ in self._written.values()
+            if any(lane.topic == topic for lane in state.lanes)
+        ]
+
     def of_lane(self, lane: ServedLane) -> ReportedPool | None:
         """The pool that serves a lane; None while no operator has told of one, as in local mode."""
         found = [

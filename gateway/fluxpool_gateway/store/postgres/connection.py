@@ -12,12 +12,18 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from fluxpool_gateway.store.postgres.silence import cut_when_silent
+
 OLDEST_VERSION: Final = 130_000
 """PostgreSQL 13, the oldest that its makers supported when this was written, a year more."""
 CONNECT_SECONDS: Final = 3
 _POOL_SECONDS: Final = 5.0
 _UNANSWERED_MILLISECONDS: Final = 5000
 _STATEMENT_MILLISECONDS: Final = 10_000
+_SILENCE_SECONDS: Final = 11.0
+"""After the server's own limit of a statement."""
+_PROJECTOR_SILENCE_SECONDS: Final = 120.0
+"""Longer than a batch takes on a slow server; no request waits for it."""
 _LOCKS_OF_FLUXPOOL: Final = 0x666C7578
 """`flux`: locks of other programs in the same database have another first number."""
 _SESSION: Final = (
@@ -129,4 +135,5 @@ def _engine(
         cursor.close()
         connection.commit()
 
+    cut_when_silent(engine, seconds=_SILENCE_SECONDS if statement_ms else _PROJECTOR_SILENCE_SECONDS)
     return engine
