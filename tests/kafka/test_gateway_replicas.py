@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,11 +18,11 @@ import psycopg
 import pytest
 
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_contract.messages.result import GenerationResult, ResultStatus
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.identity.api_key import new_key
 from fluxpool_gateway.settings import GatewaySettings
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_gateway, told
-from kit.kafka import produce, read_topic
+from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.kafka_cluster import KafkaCluster
 from kit.postgres import PostgresServer
 from kit.tcp_proxy import TcpProxy
@@ -36,7 +36,10 @@ SoughtSettings = Callable[..., GatewaySettings]
 
 @pytest.fixture
 async def topics(kafka: KafkaCluster) -> TopicNames:
-    return await gateway_topics(kafka.bootstrap_servers)
+    topics = await gateway_topics(kafka.bootstrap_servers)
+    named = topics.model_copy(update={"feedback": unique_name("feedback")})
+    await create_topics(kafka.bootstrap_servers, {named.feedback: 2})
+    return named
 
 
 @pytest.fixture
@@ -102,17 +105,49 @@ def usage(url: str) -> list[tuple[Any, ...]]:
     return _query(url, "SELECT * FROM usage_hour ORDER BY tenant, hour, outcome")
 
 
-def read_to(url: str, topics: TopicNames) -> tuple[int, int]:
-    """How many records of the task topics and of the results were projected."""
+def judgements(url: str) -> list[tuple[Any, ...]]:
+    return [
+        *_query(url, "SELECT * FROM rating ORDER BY tenant, rating_id"),
+        *_query(url, "SELECT * FROM comparison ORDER BY tenant, rating_id"),
+    ]
+
+
+async def judge(replica: Replica, *, rater: str, scores: Sequence[int], winner: str) -> None:
+    """Rate one image again and again, and compare it with another one; each answer says that it is durable."""
+    client = replica.client
+    for score in scores:
+        said = {"score": score, "rater": rater}
+        rated = await told(partial(client.put, "v1/generations/t0000/rating", json=said))
+        assert rated.status_code == 200, rated.text
+    pair = {"a": {"request_id": "t0000"}, "b": {"request_id": "t0001"}, "preferred": winner, "rater": rater}
+    compared = await told(partial(client.post, "v1/comparisons", json=pair))
+    assert compared.status_code == 200, compared.text
+
+
+def read_to(url: str, topics: TopicNames) -> tuple[int, int, int]:
+    """How many records of the task topics, of the results and of feedback were projected."""
     found = dict(_query(url, "SELECT topic, sum(next_offset)::int FROM projected_offset GROUP BY topic"))
-    return found.get(topics.tasks, 0) + found.get(topics.tasks_vip, 0), found.get(topics.results, 0)
+    tasks = found.get(topics.tasks, 0) + found.get(topics.tasks_vip, 0)
+    return tasks, found.get(topics.results, 0), found.get(topics.feedback, 0)
 
 
 def succeeded(request_id: str) -> bytes:
     # Usage is kept for a quarter.
     now = datetime.now(UTC)
+    image = ImageDescription(
+        index=0,
+        url="http://images/0.png",
+        object=f"default/2026/04/05/{request_id}/0.png",
+        width=64,
+        height=64,
+        seed=7,
+        format="png",
+        content_type="image/png",
+        bytes=1,
+        sha256="0" * 64,
+    )
     return GenerationResult(
-        request_id=request_id, image_url=None, status=ResultStatus.SUCCESS, completed_at=now
+        request_id=request_id, image_url=None, status=ResultStatus.SUCCESS, completed_at=now, images=(image,)
     ).to_json()
 
 
@@ -170,15 +205,27 @@ async def test_when_the_projecting_one_is_killed_another_takes_over_and_a_rebuil
             await produce(kafka.bootstrap_servers, topics.tasks, records)
             await produce(kafka.bootstrap_servers, topics.results, [(name.encode(), succeeded(name)) for name in batch])
             if part == 2:
+                await wait_until(
+                    lambda: read_to(url, topics)[:2] == (300, 300), deadline_seconds=60, what="the tasks to judge"
+                )
+                await judge(leader, rater="ann", scores=[1, 5], winner="a")
                 leader.gateway.projector.kill()
+                await judge(other, rater="bob", scores=[4], winner="tie")
+                # What is said anew while nobody projects.
+                await judge(leader, rater="ann", scores=[2], winner="b")
         await wait_until(
             lambda: "projector_started" in other.gateway.log(), deadline_seconds=60, what="the other's take-over"
         )
         # Each record once: an offset past the end, or short of it, would show.
-        await wait_until(lambda: read_to(url, topics) == (600, 600), deadline_seconds=60, what="all records projected")
-        live, used = rows(url), usage(url)
+        await wait_until(
+            lambda: read_to(url, topics) == (600, 600, 7), deadline_seconds=60, what="all records projected"
+        )
+        live, used, judged = rows(url), usage(url), judgements(url)
         assert [(row[0], row[3]) for row in live] == [(name, "succeeded") for name in names]
         assert sum(row[3] for row in used) == len(names)
+        assert len(judged) == 4, "one rating and one comparison of each rater"
+        said = (await told(partial(other.client.get, "v1/feedback/summary"))).json()
+        assert (said["scores"], said["comparisons"], said["pool"][0]["mean_score"]["value"]) == (2, 2, 3.0)
         found = await told(partial(other.client.get, f"v1/generations/{names[0]}"))
         assert found.json()["status"] == "succeeded"
 
@@ -196,8 +243,8 @@ async def test_when_the_projecting_one_is_killed_another_takes_over_and_a_rebuil
         # Until it is built again a task is not known, and is not said to be unknown either.
         found = await told(partial(other.client.get, f"v1/generations/{names[-1]}"))
         assert found.status_code == 200
-        await wait_until(lambda: read_to(url, topics) == (600, 600), deadline_seconds=60, what="all records again")
-        assert (rows(url), usage(url)) == (live, used)
+        await wait_until(lambda: read_to(url, topics) == (600, 600, 7), deadline_seconds=60, what="all records again")
+        assert (rows(url), usage(url), judgements(url)) == (live, used, judged)
 
 
 async def test_without_its_database_a_gateway_accepts_tells_and_recovers(
