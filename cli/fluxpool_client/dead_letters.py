@@ -169,7 +169,7 @@ class ReplayItem(_Response):
     number: int
     id: str
     outcome: str | None
-    """sent, refused or skipped; None: not done yet."""
+    """sent, refused, skipped or canceled; None: not done yet."""
     detail: Mapping[str, Any] | None
 
 
@@ -184,6 +184,8 @@ class ReplayJob(_Response):
     sent: int
     refused: int
     skipped: int
+    canceled: int = 0
+    canceled_by: str | None = None
     items: tuple[ReplayItem, ...]
     next: int | None
 
@@ -225,6 +227,10 @@ class DeadLetterOperations(Operations):
         """A job and some of its items."""
         query = {"after": after, "limit": _ITEMS}
         return self._ask(ReplayJob, Outgoing(method="GET", path=_path(f"{PATH}/replays/{quote(job_id, '')}", query)))
+
+    def cancel_job(self, job_id: str) -> Steps[ReplayJob]:
+        """The job that is to end; to repeat it is harmless."""
+        return self._ask(ReplayJob, Outgoing(method="POST", path=f"{PATH}/replays/{quote(job_id, '')}/cancel"))
 
     def items(self, job_id: str) -> Steps[tuple[ReplayItem, ...]]:
         """All items of a job, page by page."""
@@ -298,6 +304,10 @@ class DeadLetters:
         """How far a job is, with its items behind a number."""
         return self.run(self.operations.job(job_id, after=after))
 
+    def cancel(self, job_id: str) -> ReplayJob:
+        """End a job before its time; what was sent stays sent, and the others stay open."""
+        return self.run(self.operations.cancel_job(job_id))
+
     def items(self, job_id: str) -> tuple[ReplayItem, ...]:
         """What became of each dead letter of a job."""
         return self.run(self.operations.items(job_id))
@@ -355,6 +365,10 @@ class AsyncDeadLetters:
     async def job(self, job_id: str, *, after: int = -1) -> ReplayJob:
         """How far a job is."""
         return await self.run(self.operations.job(job_id, after=after))
+
+    async def cancel(self, job_id: str) -> ReplayJob:
+        """End a job before its time; what was sent stays sent, and the others stay open."""
+        return await self.run(self.operations.cancel_job(job_id))
 
     async def items(self, job_id: str) -> tuple[ReplayItem, ...]:
         """What became of each dead letter of a job."""

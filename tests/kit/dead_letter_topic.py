@@ -1,7 +1,7 @@
 """A dead-letter topic in memory, which is projected at once; replays are prepared by the product's own code."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -79,6 +79,8 @@ class MemoryTopic:
     """Records that are not projected yet, where they are collected."""
     before_resolution: Callable[[PreparedReplay], None] = lambda _prepared: None
     """Between the two records of a replay."""
+    before_task: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
+    """Before each task that is sent again."""
 
     def __post_init__(self) -> None:
         self._by_ref: dict[RecordRef, ConsumerRecord] = {}
@@ -164,7 +166,7 @@ class MemoryReplayer:
     ) -> AsyncGenerator[SentReplay | RefusedReplay, None]:
         assert per_second > 0
         async for prepared in self.plan(entries, choices):
-            await asyncio.sleep(0)
+            await self.topic.before_task()
             if isinstance(prepared, RefusedReplay):
                 yield prepared
                 continue

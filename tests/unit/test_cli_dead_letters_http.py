@@ -132,6 +132,7 @@ async def test_both_clients_have_the_same_calls(gateway: Gateway, url: str) -> N
 
         await wait_until(has_ended, deadline_seconds=60, what="the job to end")
         assert [(item.id, item.outcome) for item in await calls.items(job.job_id)] == [("0/0", "sent")]
+        assert (await calls.cancel(job.job_id)).state == "ended"
         discarded = await calls.discard("0/2", reason="a test")
         assert (discarded.state, discarded.resolution and discarded.resolution.reason) == ("discarded", "a test")
     async with AsyncClient(url, api_key=await gateway.create("read")) as client:

@@ -226,6 +226,70 @@ async def test_a_job_belongs_to_one_process_until_its_lease_has_run_out(tmp_path
     await jobs.close()
 
 
+async def cancel(gateway: Gateway, job_id: str, expected: int) -> Any:
+    answer = await gateway.two.ask("POST", f"/v1/dlq/replays/{job_id}/cancel", gateway.admin)
+    assert answer.status_code == expected, answer.text
+    return answer.json()
+
+
+def outcomes(told: Any) -> list[str]:
+    return [item["outcome"] for item in told["items"]]
+
+
+async def test_a_job_that_waits_is_canceled_at_once_and_its_dead_letters_stay_open(gateway: Gateway) -> None:
+    gateway.dead_letters.add(letter_at(0), letter_at(1))
+    created = await replay(gateway, filter={}, patch=WIDE_ENOUGH)
+    told = await cancel(gateway, created["job_id"], 200)
+    assert (told["state"], told["canceled"], outcomes(told)) == ("ended", 2, ["canceled"] * 2)
+    assert told["items"][0]["detail"]["reason"] == f"the job was canceled by {told['canceled_by']}"
+    assert await cancel(gateway, created["job_id"], 200) == told
+    async with working(gateway.one.dead_letters):
+        following = await replay(gateway, ids=["0/1"], patch=WIDE_ENOUGH)
+        await ended(gateway, following["job_id"])
+    assert await states(gateway) == {"0/0": "open", "0/1": "replayed"}
+    await cancel(gateway, "unknown", 404)
+
+
+async def test_a_job_that_runs_is_canceled_between_two_tasks(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxpool_gateway.dead_letters.replaying.SAVE_SECONDS", 0.0)
+    topic, jobs = gateway.dead_letters, gateway.one.dead_letters.jobs
+    topic.add(*map(letter_at, range(4)))
+    created = await replay(gateway, filter={}, patch=WIDE_ENOUGH)
+
+    async def canceled_before_the_second() -> None:
+        if len(topic.sent) == 1:
+            await cancel(gateway, created["job_id"], 202)
+            # The notes of the job stand in the same queue as these reads, and are made one after the other.
+            for _ in range(6):
+                await jobs.read(created["job_id"], limit=0)
+
+    topic.before_task = canceled_before_the_second
+    async with working(gateway.one.dead_letters):
+        told = await ended(gateway, created["job_id"])
+    assert outcomes(told) == ["sent", "sent", "canceled", "canceled"], "what is being sent gets its resolution"
+    assert (told["sent"], told["canceled"], told["skipped"]) == (2, 2, 0)
+
+
+async def test_a_canceled_job_of_a_killed_process_tells_what_that_has_sent(gateway: Gateway, tmp_path: Path) -> None:
+    topic = gateway.dead_letters
+    topic.add(*map(letter_at, range(3)))
+    created = await replay(gateway, filter={}, patch=WIDE_ENOUGH)
+    # Its lease has run out, and it has saved nothing.
+    killed = ReplayJobs(replay_file(tmp_path / "tasks.sqlite.replays"), now_ms=lambda: 1)
+    claimed = await killed.claim("killed")
+    await killed.close()
+    assert claimed is not None
+    choices = ReplayPlan.model_validate_json(claimed.plan).choices(frozenset())
+    async with topic.replayer(by="ops", job_id=claimed.job_id) as replayer:
+        entries = (await topic.entries(since=None))[:1]
+        assert [outcome async for outcome in replayer.replay(entries, choices, per_second=1e9)]
+    assert (await cancel(gateway, created["job_id"], 202))["state"] == "waiting"
+    async with working(gateway.two.dead_letters):
+        told = await ended(gateway, created["job_id"])
+    assert outcomes(told) == ["sent", "canceled", "canceled"]
+    assert len(topic.sent) == 1
+
+
 async def test_five_thousand_are_replayed_although_a_process_is_killed_in_the_midst(
     gateway: Gateway, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ run out. What was done about a dead letter is on Kafka: a job that is lost with 
 requested again. Owns the statements.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _SCHEMA: Final = (
     detail TEXT, PRIMARY KEY (job_id, number)) WITHOUT ROWID""",
 )
 _NOBODY: Final = ""
+CANCELED_BY: Final = "canceled_by"
+"""Field of a plan."""
 
 T = TypeVar("T")
 
@@ -42,6 +45,8 @@ class ItemOutcome(StrEnum):
     """Its task would fail again, or may not be sent; it stays open."""
     SKIPPED = "skipped"
     """It was resolved by others meanwhile, or Kafka has deleted it."""
+    CANCELED = "canceled"
+    """The job was canceled before its turn; it stays open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Job:
     created_at_ms: int
     created_by: str | None
     plan: str
-    """How it replays, as JSON."""
+    """How it replays, as JSON; with `CANCELED_BY` it is to end."""
     total: int
     ended_at_ms: int | None = None
     is_running: bool = False
@@ -168,6 +173,34 @@ class _Save:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Cancel:
+    """Note who cancels a job that has not ended; one that no process works on ends with that."""
+
+    job_id: str
+    by: str
+
+    def apply(self, connection: Statements, now_ms: int) -> None:
+        query = "SELECT plan, owner FROM replay_job WHERE id = ? AND ended_at_ms IS NULL"
+        row = connection.execute(query, (self.job_id,)).fetchone()
+        if row is None:
+            return
+        plan, owner = row
+        fields = json.loads(plan)
+        # In the plan, so that whichever process works on it, or takes it over, finds it; the first one counts.
+        fields[CANCELED_BY] = fields.get(CANCELED_BY) or self.by
+        connection.execute("UPDATE replay_job SET plan = ? WHERE id = ?", (json.dumps(fields), self.job_id))
+        if owner != _NOBODY:
+            # What its process has done since its last note only that process knows, or Kafka.
+            return
+        detail = json.dumps({"reason": canceled_reason(fields[CANCELED_BY])})
+        connection.execute(
+            "UPDATE replay_item SET outcome = ?, detail = ? WHERE job_id = ? AND outcome IS NULL",
+            (ItemOutcome.CANCELED.value, detail, self.job_id),
+        )
+        connection.execute("UPDATE replay_job SET ended_at_ms = ?, problem = '' WHERE id = ?", (now_ms, self.job_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Read:
     job_id: str
     after: int
@@ -209,6 +242,11 @@ class _Read:
         )
 
 
+def canceled_reason(by: str) -> str:
+    """Why an item was canceled."""
+    return f"the job was canceled by {by}"
+
+
 class ReplayJobs:
     """The jobs, for one event loop; close it at the end. Every call raises `SharedFileError`."""
 
@@ -239,6 +277,10 @@ class ReplayJobs:
         """Save outcomes and renew the lease, or give it back; False when another process has it."""
         operation = _Save(job_id=job_id, owner=owner, items=items, problem=problem, release=release or end, end=end)
         return cast("bool", await self._batches.add(operation))
+
+    async def cancel(self, job_id: str, *, by: str) -> None:
+        """Have a job end before its time; nothing where there is none, or it has ended."""
+        await self._batches.add(_Cancel(job_id=job_id, by=by))
 
     async def read(self, job_id: str, *, after: int = -1, limit: int) -> Job | None:
         """A job with at most `limit` of its items behind a number."""

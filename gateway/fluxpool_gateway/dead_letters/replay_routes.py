@@ -201,8 +201,41 @@ async def get_replay_job(
     except SharedFileError as error:
         raise _unusable(error) from error
     if job is None:
-        raise ProblemError(ProblemCode.NOT_FOUND, f"there is no replay job {job_id!r}; POST {PATH}/replay makes one")
+        raise _no_job(job_id)
     return json_response(ReplayJobView.of(job, limit=limit))
+
+
+@router.post(
+    PATH + "/replays/{job_id}/cancel",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=ReplayJobView,
+    responses={
+        200: {"model": ReplayJobView, "description": "The job has ended."},
+        **problems({**LIST_PROBLEMS, 404: "There is no such job."}),
+    },
+    summary="Cancel a replay job",
+    **requires(KeyScope.ADMIN),
+)
+async def cancel_replay_job(
+    job_id: Annotated[str, Path(description="Id of the job.", max_length=64)],
+    services: WithServices,
+    caller: WithCaller,
+) -> Response:
+    """What was sent stays sent; dead letters whose turn had not come stay open. To repeat it is harmless."""
+    if "\0" in job_id:
+        raise _no_job(job_id)
+    jobs = services.dead_letters.jobs
+    try:
+        await jobs.cancel(job_id, by=caller.name or "a caller without a name")
+        job = await jobs.read(job_id, limit=MAX_ITEMS)
+    except SharedFileError as error:
+        raise _unusable(error) from error
+    if job is None:
+        raise _no_job(job_id)
+    services.dead_letters.runner.wake()
+    logger.info("replay_job_canceled", job_id=job_id, by=caller.name)
+    status = HTTPStatus.ACCEPTED if job.ended_at_ms is None else HTTPStatus.OK
+    return json_response(ReplayJobView.of(job, limit=MAX_ITEMS), status)
 
 
 @router.post(
@@ -242,6 +275,10 @@ async def discard_open(
     except UNANSWERED as error:
         raise unreadable_topic(error) from error
     return None if last is None else await read_store(services.dead_letters.until_resolved(last))
+
+
+def _no_job(job_id: str) -> ProblemError:
+    return ProblemError(ProblemCode.NOT_FOUND, f"there is no replay job {job_id!r}; POST {PATH}/replay makes one")
 
 
 def _unusable(error: SharedFileError) -> ProblemError:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import Resolution, ResolutionAction
-from fluxpool_gateway.dead_letters.jobs import Item, ItemOutcome, Job, ReplayJobs
+from fluxpool_gateway.dead_letters.jobs import Item, ItemOutcome, Job, ReplayJobs, canceled_reason
 from fluxpool_gateway.dead_letters.topic import DeadLetterTopic
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.store.shared_file import SharedFileError
@@ -58,6 +58,8 @@ class ReplayPlan(BaseModel):
     rate_per_second: float
     since_ms: int = 0
     """Timestamp of the job's first dead letter; 0: any."""
+    canceled_by: str | None = None
+    """Who has canceled the job, if anybody has."""
 
     def choices(self, retry_topics: frozenset[str]) -> ReplayChoices:
         """The same for the replayer."""
@@ -82,6 +84,7 @@ class _Progress:
     job: Job
     waiting: dict[RecordRef, list[int]] = field(default_factory=dict)
     unsaved: list[Item] = field(default_factory=list)
+    canceled_by: str | None = None
 
     def __post_init__(self) -> None:
         for item in self.job.items:
@@ -174,16 +177,22 @@ class ReplayRunner:
         if not job.items:
             return
         plan = ReplayPlan.model_validate_json(job.plan)
+        progress.canceled_by = progress.canceled_by or plan.canceled_by
+        # Of a job that was canceled as well: the process before may have sent more than it noted.
         todo = await self._to_do(progress, plan)
         choices = plan.choices(self._retry_topics)
         async with (
             self._topic.replayer(by=job.created_by, job_id=job.job_id) as replayer,
             aclosing(replayer.replay(todo, choices, per_second=plan.rate_per_second)) as outcomes,
         ):
-            async for outcome in outcomes:
+            # Between two tasks alone: what is sent is to have its resolution.
+            while progress.canceled_by is None and (outcome := await anext(outcomes, None)) is not None:
                 self._note(progress, outcome)
         for ref in tuple(progress.waiting):
-            progress.note([ref], ItemOutcome.SKIPPED, reason="Kafka has deleted it")
+            if progress.canceled_by is None:
+                progress.note([ref], ItemOutcome.SKIPPED, reason="Kafka has deleted it")
+            else:
+                progress.note([ref], ItemOutcome.CANCELED, reason=canceled_reason(progress.canceled_by))
 
     async def _to_do(self, progress: _Progress, plan: ReplayPlan) -> Sequence[DeadLetterEntry]:
         """What is still open on Kafka; the others are noted."""
@@ -220,6 +229,9 @@ class ReplayRunner:
             await asyncio.sleep(SAVE_SECONDS)
             if not await self._save(progress):
                 raise _LeaseLostError
+            job = await self._jobs.read(progress.job.job_id, limit=0)
+            if job is not None:
+                progress.canceled_by = ReplayPlan.model_validate_json(job.plan).canceled_by
 
     async def _save(self, progress: _Progress, *, problem: str = "", release: bool = False, end: bool = False) -> bool:
         unsaved, progress.unsaved = progress.unsaved, []

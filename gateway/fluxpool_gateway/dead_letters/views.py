@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, Resolution
-from fluxpool_gateway.dead_letters.jobs import ItemOutcome, Job
+from fluxpool_gateway.dead_letters.jobs import CANCELED_BY, ItemOutcome, Job
 from fluxpool_gateway.dead_letters.rows import Cause, DeadLetterQuery, Dimension, Place, StoredDeadLetter
 from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.http.routes import RequestModel
@@ -379,7 +379,8 @@ class ReplayItemView(_View):
     number: int
     id: str
     outcome: ItemOutcome | None
-    """Null: not done yet. sent; refused: it stays open; skipped: it was resolved otherwise, or expired."""
+    """Null: not done yet. sent; refused: it stays open; skipped: it was resolved otherwise, or expired;
+    canceled: the job was, and it stays open."""
     detail: Mapping[str, Any] | None
     """Where the task was sent to, the problems of a refusal, or the reason."""
 
@@ -398,6 +399,9 @@ class ReplayJobView(_View):
     sent: int
     refused: int
     skipped: int
+    canceled: int
+    canceled_by: str | None
+    """Who has canceled it; one that runs ends after the task that is being sent."""
     items: tuple[ReplayItemView, ...]
     """In the order of their numbers."""
     next: int | None
@@ -428,6 +432,8 @@ class ReplayJobView(_View):
             sent=job.counts.get(ItemOutcome.SENT, 0),
             refused=job.counts.get(ItemOutcome.REFUSED, 0),
             skipped=job.counts.get(ItemOutcome.SKIPPED, 0),
+            canceled=job.counts.get(ItemOutcome.CANCELED, 0),
+            canceled_by=json.loads(job.plan).get(CANCELED_BY),
             items=items,
             next=items[-1].number if len(items) == limit and items[-1].number + 1 < job.total else None,
             status_url=f"/v1/dlq/replays/{job.job_id}",

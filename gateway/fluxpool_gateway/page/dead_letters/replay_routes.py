@@ -180,6 +180,7 @@ OUTCOME_WORDS: Final = {
     ItemOutcome.SENT: "Sent again",
     ItemOutcome.REFUSED: "Refused, stays open",
     ItemOutcome.SKIPPED: "Skipped",
+    ItemOutcome.CANCELED: "Canceled, stays open",
 }
 
 
