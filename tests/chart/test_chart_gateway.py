@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from fluxpool_contract.messages import TaskLora
 from fluxpool_gateway.identity import KeyScope
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings, TenantLimits, WebhookSettings
@@ -51,6 +53,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
         scope_prefix="flux-",
         default_scopes=(KeyScope.READ, KeyScope.SUBMIT),
         client_id="fluxpool-page",
+        client_secret=SecretStr("secretKeyRef"),
         login_scope="openid fluxpool:read",
         session_seconds=7200,
     )

@@ -17,7 +17,7 @@ from fluxpool_gateway.live.preview_reader import PreviewReader
 from fluxpool_gateway.live.previews import TaskPreviews, asks_for_previews
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, TaskState, TaskStatus
-from kit.event_streams import Listening, listening_gateway, reading
+from kit.event_streams import Event, EventReader, Listening, listening_gateway, reading
 from kit.keyed_gateway import succeeded
 
 TOPICS = TopicNames()
@@ -195,3 +195,47 @@ async def test_a_task_that_does_not_ask_has_no_watcher(listening: Listening) -> 
     async with reading(listening.one, "/v1/generations/r-1/events") as reader:
         assert await reader.next() is not None
         assert not listening.gateway.one.app.state.services.previews.is_watched
+
+
+async def following(reader: EventReader) -> Event:
+    event = await reader.next()
+    assert event is not None
+    return event
+
+
+async def test_the_events_of_a_tenant_have_the_previews_of_its_running_tasks_where_asked(listening: Listening) -> None:
+    previews = listening.gateway.one.app.state.services.previews
+    body = json.dumps({"request_id": "r-1", "prompt": "a fox", "preview": True})
+
+    def seen(name: str) -> TaskSeen:
+        return TaskSeen(request_id=name, body=body, priority="standard", tenant="default", created_at_ms=1)
+
+    def running(name: str) -> ProgressSeen:
+        return ProgressSeen(request_id=name, status=TaskStatus.RUNNING, at_ms=2, started=True, tenant="default")
+
+    reader = reader_of(previews)
+    listening.gateway.project(seen("r-1"), running("r-1"), seen("r-2"))
+    async with (
+        reading(listening.one, "/v1/events?previews=true") as stream,
+        reading(listening.one, "/v1/events") as without,
+    ):
+        assert (await following(stream)).name == "snapshot"
+        await asyncio.wait_for(previews.wait_watched(), 10)
+        reader.take(record(event(4)))
+        shown = await following(stream)
+        assert (shown.name, shown.id, shown.data["step"]) == ("preview", None, 4)
+        listening.gateway.project(running("r-2"))
+        assert (await following(stream)).name == "running"
+        assert previews.watches(TaskKey("r-2", "default"))
+        # Of each task the latest, also when several came at once.
+        for step in (5, 6):
+            reader.take(record(event(step)))
+            reader.take(record(event(step, request_id="r-2")))
+        latest = [(await following(stream)).data for _ in range(2)]
+        listening.gateway.project(succeeded("r-1", "default"), succeeded("r-2", "default"))
+        assert {(await following(stream)).name for _ in range(2)} == {"succeeded"}
+        assert not previews.is_watched
+        assert {(one["request_id"], one["step"]) for one in latest} == {("r-1", 6), ("r-2", 6)}
+        names = [(await following(without)).name for _ in range(4)]
+        assert names == ["snapshot", "running", "succeeded", "succeeded"]
+    assert not previews.is_watched

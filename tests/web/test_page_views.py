@@ -1,6 +1,7 @@
 """The page in a real browser, on the real application over real stores. What happens is projected, without Kafka."""
 
 import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,7 +13,9 @@ import uvicorn
 from PIL import Image
 from playwright.async_api import expect
 
-from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
+from fluxpool_contract.messages import Preview
+from fluxpool_gateway.live.previews import TaskPreviews
+from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, TaskStatus
 from kit.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
 from kit.dead_letter_topic import letter_at
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
@@ -58,7 +61,7 @@ async def tab(gateway: Gateway) -> AsyncIterator[Tab]:
 
 
 def seen(request_id: str, prompt: str) -> TaskSeen:
-    body = f'{{"request_id":"{request_id}","prompt":"{prompt}","width":64,"height":64,"steps":8}}'
+    body = f'{{"request_id":"{request_id}","prompt":"{prompt}","width":64,"height":64,"steps":8,"preview":true}}'
     return TaskSeen(request_id=request_id, body=body, priority="standard", tenant="acme", created_at_ms=NOW_MS)
 
 
@@ -77,6 +80,15 @@ def store_image(folder: Path, request_id: str) -> None:
     file.write_bytes(stream.getvalue())
 
 
+def show_preview(gateway: Gateway, request_id: str) -> None:
+    """As the reader of the progress topic does."""
+    stream = BytesIO()
+    Image.new("RGB", (32, 32), "teal").save(stream, "WEBP")
+    preview = Preview(content_type="image/webp", data=b64encode(stream.getvalue()).decode(), index=0)
+    previews: TaskPreviews = gateway.one.app.state.services.previews
+    previews.show(TaskKey(request_id, "acme"), preview, attempt=1, step=5, total_steps=8)
+
+
 async def test_a_task_is_created_followed_over_a_reload_canceled_and_seen_to_its_image(
     gateway: Gateway, tab: Tab, tmp_path: Path
 ) -> None:
@@ -89,9 +101,10 @@ async def test_a_task_is_created_followed_over_a_reload_canceled_and_seen_to_its
     await page.get_by_role("button", name="Create", exact=True).click()
     await page.wait_for_url("**/ui/create?from=*")
     (task,) = gateway.records.values
-    assert (task["prompt"], task["width"]) == ("a fox", 64)
+    assert (task["prompt"], task["width"], task["preview"]) == ("a fox", 64, True)
     # What is typed outlives the settings of another task.
     await page.get_by_label("Prompt", exact=True).fill("a hare")
+    await page.get_by_label("Steps").fill("9")
     request_id = task["request_id"]
     gateway.project(seen(request_id, "a fox"))
     card = page.locator("li.task")
@@ -101,8 +114,17 @@ async def test_a_task_is_created_followed_over_a_reload_canceled_and_seen_to_its
     await page.reload()
     await expect(card).to_contain_text("step 1 of 8")
     await expect(page.get_by_text("You were writing")).to_contain_text("a hare")
+    await page.get_by_role("button", name="Put the prompt back").click()
+    await expect(page.get_by_label("Prompt", exact=True)).to_have_value("a hare")
+    await expect(page.get_by_label("Steps")).to_have_value("8")
     gateway.project(step(request_id, 5))
     await expect(card).to_contain_text("step 5 of 8")
+    show_preview(gateway, request_id)
+    await expect(card.get_by_role("img", name="Preview after step 5")).to_be_visible()
+    gateway.project(step(request_id, 6))
+    await expect(card).to_contain_text("step 6 of 8")
+    await expect(card.get_by_role("img", name="Preview after step 5")).to_have_js_property("width", 32)
+    await expect(card.locator("[data-since]")).to_contain_text("for ")
     await card.get_by_role("button", name="Cancel").click()
     await expect(page.locator("#announcements")).to_have_text("Cancel requested.")
     assert [key for key, _, _ in gateway.records.commands] == [request_id]
@@ -222,8 +244,8 @@ async def test_a_person_logs_in_at_an_issuer_on_another_site_and_stays_in(tmp_pa
             await expect(page.get_by_role("alert")).to_contain_text("not begun in this browser")
             findings += await tab.findings("light")
             assert findings == []
-            # The browser logs the status of the last view.
-            assert [error for error in tab.errors if "400" not in error] == []
+            # The browser logs the status of the last view, and that the issuer has no icon.
+            assert [error for error in tab.errors if error.startswith(base) and "400" not in error] == []
 
 
 async def test_images_are_searched_rated_starred_and_compared_by_keys(

@@ -8,12 +8,15 @@ import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from fluxpool_contract.messages import Preview
 from fluxpool_gateway.store.task_state import TaskKey, TaskState
+
+MAX_WATCHED: Final = 50
+"""Tasks at once by one reader of a tenant's events: each has two previews of some 15 KB a second at most."""
 
 
 class PreviewView(BaseModel):
@@ -33,23 +36,28 @@ class PreviewView(BaseModel):
 
 @dataclass(slots=True, eq=False)
 class PreviewWatch:
-    """The previews of one task, as one watcher takes them: the latest that it has not seen."""
+    """The previews of tasks of one tenant, as one watcher takes them: the latest of each that it has not seen."""
 
-    _pending: PreviewView | None = None
+    _pending: dict[str, PreviewView] = field(default_factory=dict)
+    """By the id of the task, those that came first before the others."""
     _came: asyncio.Event = field(default_factory=asyncio.Event)
 
     def offer(self, preview: PreviewView) -> None:
-        """Another one came; it replaces one that was not taken."""
-        self._pending = preview
+        """Another one came; it replaces one of its task that was not taken."""
+        self._pending[preview.request_id] = preview
         self._came.set()
+
+    def drop(self, request_id: str) -> None:
+        """The task is not watched any more."""
+        self._pending.pop(request_id, None)
 
     async def next(self) -> PreviewView:
         """Wait for the next one."""
-        # Cancelled while it waits, it has taken none.
-        await self._came.wait()
-        self._came.clear()
-        assert self._pending is not None  # noqa: S101 - set before the event
-        return self._pending
+        while not self._pending:
+            # Cancelled while it waits, it has taken none.
+            self._came.clear()
+            await self._came.wait()
+        return self._pending.pop(next(iter(self._pending)))
 
 
 @dataclass(slots=True, eq=False)
@@ -81,20 +89,35 @@ class TaskPreviews:
     @contextmanager
     def watch(self, key: TaskKey) -> Iterator[PreviewWatch]:
         """Watch a task for a block; the latest preview is there at once when another one watches it already."""
+        with self.watch_several() as several:
+            several.add(key)
+            yield several.watch
+
+    @contextmanager
+    def watch_several(self) -> Iterator["SeveralWatched"]:
+        """Watch tasks of one tenant for a block, which says of each when it begins and ends."""
+        several = SeveralWatched(self)
+        try:
+            yield several
+        finally:
+            several.clear()
+
+    def add(self, key: TaskKey, watch: PreviewWatch) -> None:
+        """Begin to show the previews of a task to a watcher."""
         watched = self._watched.setdefault(key, _Watched())
-        watch = PreviewWatch()
         if watched.latest is not None:
             watch.offer(watched.latest)
         watched.watches.add(watch)
         self._is_watched.set()
-        try:
-            yield watch
-        finally:
-            watched.watches.discard(watch)
-            if not watched.watches:
-                del self._watched[key]
-            if not self._watched:
-                self._is_watched.clear()
+
+    def remove(self, key: TaskKey, watch: PreviewWatch) -> None:
+        """Show them no more; only what was added."""
+        watched = self._watched[key]
+        watched.watches.discard(watch)
+        if not watched.watches:
+            del self._watched[key]
+        if not self._watched:
+            self._is_watched.clear()
 
     def show(self, key: TaskKey, preview: Preview, *, attempt: int, step: int | None, total_steps: int | None) -> None:
         """A preview of a task came; nothing happens when nobody watches the task."""
@@ -112,6 +135,33 @@ class TaskPreviews:
         )
         for watch in watched.watches:
             watch.offer(watched.latest)
+
+
+@dataclass(slots=True, eq=False)
+class SeveralWatched:
+    """Tasks of one tenant that one watcher looks at."""
+
+    previews: TaskPreviews
+    watch: PreviewWatch = field(default_factory=PreviewWatch)
+    _keys: set[TaskKey] = field(default_factory=set)
+
+    def add(self, key: TaskKey) -> None:
+        """Watch a task, unless that is done already, or there are as many as one may watch."""
+        if key not in self._keys and len(self._keys) < MAX_WATCHED:
+            self._keys.add(key)
+            self.previews.add(key, self.watch)
+
+    def discard(self, key: TaskKey) -> None:
+        """Watch a task no more."""
+        if key in self._keys:
+            self._keys.remove(key)
+            self.previews.remove(key, self.watch)
+            self.watch.drop(key.request_id)
+
+    def clear(self) -> None:
+        """Watch none any more."""
+        for key in list(self._keys):
+            self.discard(key)
 
 
 async def previews_until(end: asyncio.Future[Any], watch: PreviewWatch | None) -> AsyncGenerator[PreviewView]:

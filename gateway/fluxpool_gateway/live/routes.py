@@ -129,6 +129,8 @@ class EventsQuery(TaskFilters):
 
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 50
     """Most tasks in the snapshot."""
+    previews: bool = False
+    """Also events `preview` of running tasks that ask for them, of 50 at once."""
 
 
 @router.get(
@@ -138,7 +140,7 @@ class EventsQuery(TaskFilters):
         200: {
             "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
             "description": "`snapshot` with a page of the list; then each task that changes, named and with `data` as "
-            "in the events of one task; `closed` when the server ends the stream.",
+            "in the events of one task; `preview` where that is asked for; `closed` when the server ends the stream.",
         },
         **problems({**_TENANT_PROBLEMS, 422: "A parameter is not allowed; `errors` names each."}),
     },
@@ -171,6 +173,7 @@ async def get_events(
         waits=services.tenant_waits,
         page_view=lambda page: page_view_of(page, services, base=base),
         view=lambda task: view_of(task.request_id, task, services, base=base),
+        previews=services.previews if query.previews else None,
     )
     return _response(events, request, services, caller)
 

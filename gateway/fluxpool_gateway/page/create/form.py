@@ -29,7 +29,14 @@ _TEXTS: Final = ("prompt", "negative_prompt", "output_format", "priority")
 _INTEGERS: Final = ("width", "height", "steps", "seed", "n")
 _NUMBERS: Final = ("guidance", "true_cfg_scale")
 FIELDS: Final = (*_TEXTS, *_INTEGERS, *_NUMBERS)
-_USUAL: Final = {"width": "1024", "height": "1024", "n": "1", "output_format": "png", "priority": "standard"}
+_USUAL: Final = {
+    "width": "1024",
+    "height": "1024",
+    "n": "1",
+    "output_format": "png",
+    "priority": "standard",
+    "preview": "1",
+}
 """What the form shows at first. Empty fields are left out of the request: the pool's model has its own defaults."""
 _SENT_OTHERWISE: Final = {"n": "1", "output_format": "png", "priority": "standard", "true_cfg_scale": "1"}
 """Values that say nothing: a request without them is the same."""
@@ -47,7 +54,8 @@ class CreateForm:
     def body(self) -> dict[str, Any]:
         """The request as JSON has it. What is no number stays a text, and is refused by name."""
         given = {name: self[name] for name in FIELDS if self[name].strip() and self[name] != _SENT_OTHERWISE.get(name)}
-        return {name: _as_number(name, value) for name, value in given.items()}
+        body: dict[str, Any] = {name: _as_number(name, value) for name, value in given.items()}
+        return body | {"preview": True} if self["preview"] else body
 
 
 def form_of_task(body: str, *, keep_seed: bool) -> CreateForm:

@@ -50,7 +50,7 @@ async def get_create(
 @router.post("/create", **requires(KeyScope.READ))
 async def post_create(request: Request, services: WithServices, caller: WithCaller, form: WithForm) -> Response:
     """Submit the request in the form; or show it as code."""
-    filled, lock = CreateForm({name: form.get(name) for name in FIELDS}), bool(form.get("lock"))
+    filled, lock = CreateForm({name: form.get(name) for name in (*FIELDS, "preview")}), bool(form.get("lock"))
     if form.get("show") == "code":
         return await _render(request, services, caller, form=filled, lock=lock, show_code=True)
     caller.require(KeyScope.SUBMIT)

@@ -8,6 +8,8 @@ document.documentElement.classList.add("script");
 // On the document: htmx replaces parts of it.
 document.addEventListener("click", onClick);
 document.addEventListener("htmx:afterSwap", showTimes);
+document.addEventListener("htmx:afterSwap", showElapsed);
+setInterval(showElapsed, 1000);
 document.addEventListener("htmx:afterSwap", tell);
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.elt.matches?.("form[action$='/cancel']")) {
@@ -15,6 +17,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   }
 });
 showTimes();
+showElapsed();
 if (byId("create")) followForm(byId("create"));
 if (byId("chosen")) followChoice(byId("chosen"));
 const live = document.querySelector("[data-events]");
@@ -33,6 +36,17 @@ function tell() {
   const text = document.querySelector("[data-announce]")?.dataset.announce ?? "";
   if (text && text !== told) announce(text);
   told = text;
+}
+
+// For how long a task has waited or run; no live region, which would say it each second.
+function showElapsed() {
+  for (const place of document.querySelectorAll("[data-since]")) {
+    const seconds = Math.max(0, Math.floor((Date.now() - new Date(place.dataset.since)) / 1000));
+    const minutes = Math.floor(seconds / 60);
+    const hours = Math.floor(minutes / 60);
+    const words = hours ? `${hours} h ${minutes % 60} min` : minutes ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
+    place.textContent = `for ${words}`;
+  }
 }
 
 async function onClick(event) {
@@ -97,25 +111,41 @@ function followForm(form) {
   keepDraft(form, prompt);
 }
 
-// What was typed and not sent survives a look elsewhere, and the settings of another task.
+// What was typed and not sent survives a look elsewhere. The settings of another task are shown beside it, not over it:
+// one says what is kept.
 function keepDraft(form, prompt) {
   const key = "fluxpool-draft";
-  const draft = sessionStorage.getItem(key);
-  if (draft && draft !== prompt.value) {
+  const read = () => Object.fromEntries([...new FormData(form)].filter(([name]) => name !== "form_token" && name !== "key"));
+  const draft = JSON.parse(sessionStorage.getItem(key) ?? "{}");
+  const restore = (names) => {
+    for (const name of names) {
+      const field = form.elements[name];
+      if (field?.type === "checkbox") field.checked = name in draft;
+      else if (field) field.value = draft[name] ?? "";
+      field?.dispatchEvent(new Event("input"));
+    }
+  };
+  const all = Object.keys({ ...read(), ...draft, preview: 1, lock: 1 });
+  if (draft.prompt && draft.prompt !== prompt.value) {
     if (!prompt.value.trim() && !form.dataset.source) {
-      prompt.value = draft;
+      restore(all);
     } else {
       const notice = byId("draft");
-      notice.querySelector("[data-draft]").textContent = draft.length > 80 ? `${draft.slice(0, 80)}…` : draft;
-      notice.querySelector("[data-restore]").addEventListener("click", () => {
-        prompt.value = draft;
-        notice.hidden = true;
-        prompt.focus();
-      });
+      notice.querySelector("[data-draft]").textContent =
+        draft.prompt.length > 80 ? `${draft.prompt.slice(0, 80)}…` : draft.prompt;
+      for (const button of notice.querySelectorAll("[data-restore]")) {
+        button.addEventListener("click", () => {
+          restore(button.dataset.restore === "all" ? all : ["prompt"]);
+          notice.hidden = true;
+          prompt.focus();
+        });
+      }
       notice.hidden = false;
     }
   }
-  prompt.addEventListener("input", () => sessionStorage.setItem(key, prompt.value));
+  form.addEventListener("input", (event) => {
+    if (event.isTrusted) sessionStorage.setItem(key, JSON.stringify(read()));
+  });
   form.addEventListener("submit", (event) => {
     if (event.submitter?.name !== "show") sessionStorage.removeItem(key);
   });
@@ -195,5 +225,33 @@ function followTasks(address, only) {
     }
     bar.value = task.progress.percent;
     card.querySelector("[data-step]").textContent = `step ${task.progress.step} of ${task.progress.total_steps}`;
+  });
+
+  // Of each running task the latest picture: views that are fetched again have none.
+  const pictures = new Map();
+  const paint = (id) => {
+    const canvas = cardOf(id)?.querySelector("[data-preview]");
+    const picture = pictures.get(id);
+    if (!canvas || !picture) return;
+    canvas.width = picture.bitmap.width;
+    canvas.height = picture.bitmap.height;
+    canvas.getContext("2d").drawImage(picture.bitmap, 0, 0);
+    canvas.setAttribute("aria-label", `Preview after step ${picture.step ?? "?"}`);
+    canvas.hidden = false;
+  };
+  document.addEventListener("htmx:afterSwap", () => {
+    for (const id of pictures.keys()) {
+      if (cardOf(id)?.dataset.status === "running") paint(id);
+      else pictures.delete(id);
+    }
+  });
+  events.addEventListener("preview", async (event) => {
+    const preview = JSON.parse(event.data);
+    if (only && preview.request_id !== only) return;
+    const bytes = Uint8Array.from(atob(preview.data), (character) => character.charCodeAt(0));
+    // Drawn, not loaded: the policy of the page allows images of its own address alone.
+    const bitmap = await createImageBitmap(new Blob([bytes], { type: preview.content_type }));
+    pictures.set(preview.request_id, { bitmap, step: preview.step });
+    paint(preview.request_id);
   });
 }

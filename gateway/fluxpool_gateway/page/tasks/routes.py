@@ -38,7 +38,7 @@ async def get_task_events(
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """The changes of the caller's tasks, as the API sends them; here the session's cookie says whose they are."""
-    return await get_events(EventsQuery(limit=1), request, services, caller, last_event_id)
+    return await get_events(EventsQuery(limit=1, previews=True), request, services, caller, last_event_id)
 
 
 @router.get("/tasks/{request_id}", **requires(KeyScope.READ))
