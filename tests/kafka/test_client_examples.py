@@ -63,4 +63,4 @@ async def test_the_examples_run(
         assert len([task async for task in client.tasks(limit=2)]) == 10
     await asyncio.to_thread(exec, compile(README_EXAMPLE, "README.md", "exec"), {"__name__": "example"})
     with Image.open("fox.png") as picture:
-        assert picture.size == (96, 64)
+        assert picture.size == (256, 256)
