@@ -2,7 +2,7 @@
 
 The proof is an HMAC over tenant and id. A task of the tenant `default` needs none. Workers carry it from a task to its
 results and progress. Gateways and workers decide by the same rule, so that a task and its objects have one owner. The
-file with the keys is read by `fluxpool_transport.process.tenant_secret`.
+file with the keys is read by `fluxpool_transport.tenant_secret`.
 """
 
 import hmac

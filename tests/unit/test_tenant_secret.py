@@ -119,8 +119,27 @@ def test_a_part_does_not_start_with_a_file_it_cannot_use(tmp_path: Path, content
         tenant_keys_of(file)
 
 
-def test_the_file_is_not_read_at_each_look(files: Files) -> None:
+def test_a_change_in_place_that_leaves_size_and_times_is_read(files: Files) -> None:
     files.write(OLD)
     opened = files.open()
-    os.truncate(files.file, 0)
-    assert opened.keys().values == (OLD.encode(),)
+    before = files.file.stat()
+    with files.file.open("r+") as file:
+        file.write(NEW)
+    os.utime(files.file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert opened.keys().values == (OLD.encode(),), "it is not read at each look"
+    files.now += 2
+    assert opened.keys().values == (NEW.encode(),)
+
+
+def test_a_mounted_secret_is_followed_through_its_links(files: Files) -> None:
+    folder = files.file.parent
+    for number, key in enumerate((OLD, NEW)):
+        (folder / f"..{number}").mkdir()
+        (folder / f"..{number}" / "keys").write_text(key)
+    (folder / "..data").symlink_to("..0")
+    files.file.symlink_to(Path("..data") / "keys")
+    opened = files.open()
+    (folder / "..data_tmp").symlink_to("..1")
+    (folder / "..data_tmp").replace(folder / "..data")
+    files.now += 2
+    assert opened.keys().values == (NEW.encode(),)

@@ -30,7 +30,7 @@ class TenantSecretFile:
         self._clock = clock
         self._look_at = clock() + _LOOK_SECONDS
         self._problem = ""
-        self._stamp, self._keys = self._read()
+        self._keys = self._read()
 
     def keys(self, *, look: bool = False) -> TenantKeys:
         """The keys as the file has them, at most a second late and with `look` at once.
@@ -45,10 +45,8 @@ class TenantSecretFile:
 
     def _look(self) -> None:
         try:
-            if self._stamp_of() == self._stamp:
-                return
-            self._stamp, keys = self._read()
-        except (OSError, SettingsError) as error:
+            keys = self._read()
+        except SettingsError as error:
             # Once for each reason: it is looked at every second.
             if str(error) != self._problem:
                 self._problem = str(error)
@@ -59,10 +57,9 @@ class TenantSecretFile:
             self._keys = keys
             log.info("tenant_secret_changed", keys=len(keys.values))
 
-    def _read(self) -> tuple[tuple[int, int, int], TenantKeys]:
+    def _read(self) -> TenantKeys:
+        # Whole each time: a mounted file may change with its size and times as they were (kubernetes/kubernetes#24215).
         try:
-            # Before the reading: what is written in between is read at the next look.
-            stamp = self._stamp_of()
             with self._file.open("rb") as opened:
                 content = opened.read(_MAX_BYTES + 1)
         except OSError as error:
@@ -72,13 +69,9 @@ class TenantSecretFile:
         try:
             if len(content) > _MAX_BYTES:
                 raise ValueError(f"is larger than {_MAX_BYTES} bytes; write one key a line")
-            return stamp, TenantKeys.parse(content.decode("utf-8-sig", errors="replace"))
+            return TenantKeys.parse(content.decode("utf-8-sig", errors="replace"))
         except ValueError as error:
             raise SettingsError(f"FLUXPOOL_TENANT_SECRET_FILE: {self._file} {error}") from error
-
-    def _stamp_of(self) -> tuple[int, int, int]:
-        status = self._file.stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def tenant_keys_of(file: Path | None) -> KeySource:
