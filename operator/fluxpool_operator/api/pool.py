@@ -7,15 +7,15 @@ from pydantic import Field, ValidationError
 
 from fluxpool_contract.problems import FieldProblem, explain
 from fluxpool_operator.api.image import ImageSpec
-from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.api.kafka import KafkaSpec, TopicField
 from fluxpool_operator.api.kubernetes_types import Labels
 from fluxpool_operator.api.model import ModelSpec
 from fluxpool_operator.api.scaling import LagUnavailablePolicy, Replicas, ScalingSpec
-from fluxpool_operator.api.schema import ApiModel, CountOrPercentage, Rule
+from fluxpool_operator.api.schema import ATOMIC, ApiModel, CountOrPercentage, Rule
+from fluxpool_operator.api.secrets import TenantSecretRef
 from fluxpool_operator.api.shared_parts import share_parts
 from fluxpool_operator.api.status import FluxWorkerPoolStatus
 from fluxpool_operator.api.storage import StorageSpec
-from fluxpool_operator.api.tenants import TenantsSpec
 from fluxpool_operator.api.worker import WorkerSpec
 from fluxpool_operator.planning import ScalingConfig
 
@@ -58,6 +58,16 @@ class PodMonitorSpec(ApiModel):
     """Interval at which Prometheus scrapes the metrics."""
     labels: Labels = Field(default_factory=dict)
     """Labels of the PodMonitor, matched by podMonitorSelector of the Prometheus resource."""
+
+
+class TenantsSpec(ApiModel):
+    """Proof of the tenants of tasks. Without any, every task is of the tenant default."""
+
+    secret_ref: TenantSecretRef | None = None
+    """Secret with the keys by which the gateway proves tenants, the same as its gateway.tenantSecretRef. Workers read a
+    change without a restart."""
+    foreign_topics: Annotated[tuple[TopicField, ...], Field(max_length=8, json_schema_extra=ATOMIC)] = ()
+    """Topics of lanes in which every producer may name the tenant of a task."""
 
 
 class FluxWorkerPoolSpec(ApiModel):

@@ -1,11 +1,7 @@
-"""How benchmarks print: the ratios, a table, with `--json` one JSON object as the last line; and few logs."""
+"""How benchmarks print: the ratios, a table, with `--json` one JSON object as the last line."""
 
 import json
-import logging
-import sys
 from collections.abc import Mapping, Sequence
-
-import structlog
 
 Cell = str | int | float | bool | None
 
@@ -51,16 +47,3 @@ def _text(value: Cell) -> str:
             return f"{value:,}"
         case str():
             return value
-
-
-def quiet_logs(*clients: str, level: int = logging.WARNING) -> None:
-    """Log Fluxpool's events from a level on to standard error, and silence these clients, which log lost connections.
-
-    `clients` are names of Python's loggers, such as `aiokafka`.
-    """
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-    )
-    for client in clients:
-        logging.getLogger(client).setLevel(logging.CRITICAL)
