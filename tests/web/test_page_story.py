@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from fluxpool_gateway.identity.api_key import new_key
 from kit.browser import Tab, opened_tab, running_browser
@@ -21,7 +21,7 @@ from kit.gate import Gate
 from kit.kafka import unique_name
 from kit.served_bench import gateway_beside, stand_in_bench
 from kit.tcp_proxy import TcpProxy
-from kit.waiting import PATIENCE
+from kit.waiting import PATIENCE, wait_until
 from kit.worker import UNHURRIED
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
@@ -48,10 +48,10 @@ class World:
         return str(answer.json()["key"])
 
     @asynccontextmanager
-    async def person(self, tenant: str, *, base: str | None = None) -> AsyncIterator[Tab]:
+    async def person(self, tenant: str, *scopes: str) -> AsyncIterator[Tab]:
         """Somebody of a tenant who has logged in; at the end, the page has complained about nothing."""
-        async with opened_tab(self.browser, base or self.url) as tab:
-            await tab.log_in(await self.key(tenant))
+        async with opened_tab(self.browser, self.url) as tab:
+            await tab.log_in(await self.key(tenant, *scopes))
             yield tab
             assert tab.errors == []
 
@@ -156,6 +156,37 @@ async def test_two_tenants_do_not_see_each_other(world: World) -> None:
         for address in (path, f"{path}/images/0"):
             assert (await left.page.request.get(world.url[:-1] + address)).status == 200
             assert (await right.page.request.get(world.url[:-1] + address)).status == 404
+
+
+async def test_a_dead_letter_is_edited_tried_and_replayed_to_its_image(world: World, tenant: str) -> None:
+    async with world.person(tenant, *PERSON, "admin") as tab:
+        page = tab.page
+        card = await create(tab, "a fox ends=error")
+        await expect(card).to_contain_text("Failed")
+        request_id = await card.get_attribute("data-task")
+        await tab.open(f"ui/dead-letters?request_id={request_id}")
+        # Dead letters are read from a topic of their own, beside the results.
+        await wait_until(lambda: shown_again(page, "1 dead letter"), deadline_seconds=60, what="the dead letter")
+        await page.get_by_role("link", name="Sample of generation-failed").click()
+        await expect(page.get_by_role("main")).to_contain_text("told to fail")
+        await page.get_by_role("link", name="Edit and replay …").click()
+        await page.get_by_label("Patch for each task").fill('{"width": 1000}')
+        await page.get_by_role("button", name="Dry run").click()
+        await expect(page.get_by_role("heading", name="Dry run: 0 would be sent, 1 refused")).to_be_visible()
+        await page.get_by_label("Patch for each task").fill('{"prompt": "a fox", "width": 96}')
+        await page.get_by_role("button", name="Dry run").click()
+        await expect(page.get_by_role("heading", name="Dry run: 1 would be sent, 0 refused")).to_be_visible()
+        await page.get_by_role("button", name="Replay 1").click()
+        await expect(page.get_by_role("heading", name="Replay: 1 of 1 sent")).to_be_visible()
+        await tab.open(f"ui/tasks/{request_id}")
+        await expect(page.get_by_role("main")).to_contain_text("Succeeded")
+        await expect(page.locator("figure img")).to_have_js_property("naturalWidth", 96)
+
+
+async def shown_again(page: Page, text: str) -> bool:
+    """Whether the view has this text after a reload."""
+    await page.reload()
+    return text in await page.get_by_role("main").inner_text()
 
 
 async def test_a_lost_connection_is_made_again_and_shows_what_was_missed(world: World, tenant: str) -> None:
