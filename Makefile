@@ -12,7 +12,7 @@ EXTRAS := operator worker gateway cli docs
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 SPHINX_OPTIONS := --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees
 
-.PHONY: help setup postgres browser control-plane demo demo-cluster test test-all e2e lint format schemas docs lock bench clean
+.PHONY: help setup postgres browser control-plane demo demo-cluster screenshots test test-all e2e lint format schemas docs lock bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,9 @@ demo: setup ## Send 24 prompts through real Kafka into a FLUX pipeline on this m
 
 demo-cluster: setup control-plane ## The same on a real Kubernetes control plane with two pools (root on Linux; TASKS=24 each, KEEP=1 leaves it up)
 	PYTHONPATH=hack $(BIN)/python -m demo_cluster $(if $(TASKS),--tasks "$(TASKS)") $(if $(KEEP),--keep)
+
+screenshots: setup ## Take the pictures of the page that docs/ shows, in Chromium on real parts (docs/pictures)
+	PYTHONPATH=hack $(BIN)/python -m screenshots
 
 test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built (JOBS=2 side by side)
 	$(BIN)/pytest $(if $(JOBS),-n $(JOBS))
