@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_gateway.http.generation_request import parse_request
 from fluxpool_gateway.page.assets import FOLDER, HTMX, HTMX_SHA256, assets
-from fluxpool_gateway.page.create.form import CreateForm, form_of_task, snippets
+from fluxpool_gateway.page.create.form import CreateForm, RecordTarget, form_of_task, snippets
 from fluxpool_gateway.page.tasks.card import TaskCard
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.view import TaskView
@@ -138,7 +139,8 @@ async def test_a_request_as_code_submits_nothing(gateway: Gateway, visitor: Visi
 def test_code_to_copy_is_the_request_whatever_the_prompt(prompt: str) -> None:
     values = {"prompt": prompt, "width": "512", "height": "768", "seed": "7", "n": "2", "output_format": "webp"}
     body = CreateForm(values).body()
-    curl, python, openai = snippets(body, base="http://127.0.0.1:8000/", needs_key=True)
+    target = RecordTarget(topic="tasks", request_id="r-1", tenant="acme")
+    curl, python, openai, kafka = snippets(body, base="http://127.0.0.1:8000/", needs_key=True, target=target)
     words = shlex.split(curl.code.replace("\\\n", " "))
     sent = parse_request(words[words.index("--data-raw") + 1].encode())
     assert sent.model_dump(exclude_unset=True, mode="json") == body
@@ -153,6 +155,11 @@ def test_code_to_copy_is_the_request_whatever_the_prompt(prompt: str) -> None:
     exec(f"generate{call[1]}", {"generate": lambda **more: asked.update(more)})  # noqa: S102
     native = {name: value for name, value in body.items() if name not in {"width", "height", "seed"}}
     assert asked == {**native, "model": "flux", "size": "512x768", "extra_body": {"seed": 7}}
+    words = shlex.split(kafka.code.replace("\\\n", " "))
+    headers = [words[number + 1].split("=", 1) for number, word in enumerate(words) if word == "-H"]
+    decoded = decode_task(words[2].encode(), [(name, text.encode()) for name, text in headers])
+    assert decoded.task.model_dump(exclude_unset=True, mode="json") == {**body, "request_id": "r-1"}
+    assert (decoded.envelope.tenant, decoded.envelope.priority) == ("acme", "standard")
     for snippet in (python, openai):
         compile(snippet.code, snippet.name, "exec")
 

@@ -82,6 +82,14 @@ async def test_the_secret_of_an_endpoint_is_shown_once_and_rotated_by_another(ga
     assert "No endpoints yet" in text_of(await visitor.get(HOOKS))
 
 
+async def test_the_secret_of_webhooks_that_requests_name_is_made_and_shown_once(gateway: Gateway) -> None:
+    visitor = await visitor_of(gateway, await gateway.create("submit", "read", tenant="acme"))
+    first = shown_once(await visitor.post(f"{HOOKS}/requests/rotate", overlap_seconds="0"), SECRET)
+    other = shown_once(await visitor.post(f"{HOOKS}/requests/rotate", overlap_seconds="0"), SECRET)
+    assert first != other
+    assert not SECRET.search((await visitor.get(HOOKS)).text)
+
+
 async def test_a_delivery_has_its_request_and_its_answers_and_is_sent_again(gateway: Gateway) -> None:
     visitor = await visitor_of(gateway, await gateway.create("submit", "read", tenant="acme"))
     address, _ = await created(visitor)

@@ -185,10 +185,10 @@ async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_
             await page.set_viewport_size({"width": width, "height": height})
             assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
 
-    for path in ("webhooks", "keys", "dead-letters", "dead-letters/0/2", "dead-letters/discard?all=1"):
+    for path in ("pools", "webhooks", "keys", "dead-letters", "dead-letters/0/2", "dead-letters/discard?all=1"):
         await look(path)
     await tab.open("ui/webhooks")
-    await page.get_by_label("Name").fill("page")
+    await page.get_by_role("textbox", name="Name").fill("page")
     await page.get_by_label("Address").fill("https://example.com/hooks")
     await page.get_by_role("button", name="Create endpoint").press("Enter")
     await expect(page.locator("#secret")).to_contain_text("whsec_")

@@ -361,6 +361,7 @@ async def _running(
                 "broker_watch": watch.run,
                 "partitioner": partitioner.run,
                 "pool_states": pool_states.run,
+                "pool_history": partial(app.state.services.pool_history.run, partial(queue_routes.sample_pools, lanes)),
                 "presets": partial(presets.run, store.read),
                 "reservations": idempotency.purge,
                 "dead_letter_replays": dead_letters.runner.run,

@@ -29,6 +29,7 @@ from fluxpool_gateway.live.previews import TaskPreviews
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.queue.lane_watch import LaneWatch
+from fluxpool_gateway.queue.pool_history import PoolHistory
 from fluxpool_gateway.settings import WebhookSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.tasks.canceling import Canceling
@@ -69,6 +70,7 @@ class Services:
     webhooks: WebhookStore
     webhook_targets: WebhookSettings
     previews: TaskPreviews = field(default_factory=TaskPreviews)
+    pool_history: PoolHistory = field(default_factory=PoolHistory)
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 

@@ -6,7 +6,7 @@ face has its routes.
 
 from typing import Final
 
-from fluxpool_gateway.page import access, assets, create, dead_letters, gallery, judging, login, queue, tasks
+from fluxpool_gateway.page import access, assets, create, dead_letters, gallery, judging, login, pools, queue, tasks
 
 PAGE_ROUTERS: Final = (
     assets.router,
@@ -16,6 +16,7 @@ PAGE_ROUTERS: Final = (
     gallery.router,
     *judging.ROUTERS,
     *queue.ROUTERS,
+    pools.router,
     *dead_letters.ROUTERS,
     *access.ROUTERS,
 )

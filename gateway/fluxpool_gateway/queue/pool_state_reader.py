@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_gateway.queue.pool_history import HISTORY_SECONDS
 from fluxpool_gateway.queue.pool_states import PoolStates
 from fluxpool_transport.kafka import (
     KafkaCredentialsError,
@@ -25,8 +26,9 @@ from fluxpool_transport.kafka import (
 from fluxpool_transport.process import Backoff
 
 CLIENT_ID: Final = "fluxpool-gateway-pools"
-BACK_SECONDS: Final = 300.0
-"""How far back reading begins: living pools were written since, a day of heartbeats of others need not be read."""
+BACK_SECONDS: Final = HISTORY_SECONDS
+"""How far back reading begins: as far as decisions are shown, some 120 heartbeats of each pool. Where the topic was
+compacted meanwhile, the latest state of each is there all the same."""
 POLL_MILLISECONDS: Final = 1000
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 30.0

@@ -14,6 +14,7 @@ from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import LaneQueue, Queue
+from fluxpool_gateway.queue.pool_history import PoolSample
 
 LEFT_OUT: Final = (
     "How many workers are starting or desired, and why, is unknown for some pool here: its operator publishes no state "
@@ -155,14 +156,31 @@ def _view(lane: LaneQueue, watch: LaneWatch) -> LaneView:
 )
 async def get_pools(services: WithServices) -> Response:
     """As their consumer groups have them, with what their operator decided where it writes that to Kafka."""
-    queue = services.lanes.queue()
+    views = pool_views(services.lanes.queue(), wall_seconds=services.now_ms() / 1000)
+    is_whole = all(view.name is not None for view in views)
+    return json_response(PoolsView(data=views, left_out=None if is_whole else LEFT_OUT))
+
+
+def pool_views(queue: Queue, *, wall_seconds: float) -> tuple[PoolView, ...]:
+    """The pools that serve the lanes."""
     pools: dict[str, list[LaneQueue]] = {}
     for lane in queue.lanes:
         pools.setdefault(lane.lane.pool, []).append(lane)
-    now = services.now_ms() / 1000
-    views = tuple(_pool(name, lanes, queue, wall_seconds=now) for name, lanes in pools.items())
-    is_whole = all(view.name is not None for view in views)
-    return json_response(PoolsView(data=views, left_out=None if is_whole else LEFT_OUT))
+    return tuple(_pool(name, lanes, queue, wall_seconds=wall_seconds) for name, lanes in pools.items())
+
+
+def sample_pools(watch: LaneWatch, at: float) -> list[PoolSample]:
+    """The pools at this moment, for their history."""
+    return [
+        PoolSample(
+            pool=view.consumer_group,
+            at=at,
+            ready=view.ready,
+            lag=view.lag,
+            completed_per_minute=view.completed_per_minute,
+        )
+        for view in pool_views(watch.queue(), wall_seconds=at)
+    ]
 
 
 def _pool(name: str, lanes: Sequence[LaneQueue], queue: Queue, *, wall_seconds: float) -> PoolView:

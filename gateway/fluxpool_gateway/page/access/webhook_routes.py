@@ -26,6 +26,7 @@ from fluxpool_gateway.webhooks.routes import (
     list_deliveries,
     list_endpoints,
     redeliver,
+    rotate_request_secret,
     rotate_secret,
     send_test,
 )
@@ -38,6 +39,7 @@ from fluxpool_gateway.webhooks.views import (
     EndpointRequest,
     EndpointView,
     NewEndpointView,
+    RequestSecretView,
     SecretRotation,
 )
 
@@ -64,6 +66,16 @@ async def post_webhook(request: Request, services: WithServices, caller: WithCal
 
 def _values(form: Form) -> dict[str, Any]:
     return {"name": form.get("name"), "url": form.get("url").strip(), "event_types": form.all("event_types")}
+
+
+@router.post("/webhooks/requests/rotate", **requires(KeyScope.SUBMIT))
+async def post_rotate_of_requests(
+    request: Request, services: WithServices, caller: WithCaller, form: WithForm
+) -> Response:
+    """Make or replace the secret of webhooks that requests name. It is in this response alone."""
+    rotation = wanted(SecretRotation, {"overlap_seconds": as_number(form.get("overlap_seconds"))})
+    made = answered(await rotate_request_secret(rotation, services, caller), RequestSecretView)
+    return await _render_list(request, services, caller, values={}, secret=made.secret)
 
 
 @router.get("/webhooks/deliveries/{delivery_id}", **requires(KeyScope.READ))
@@ -144,7 +156,13 @@ async def post_delete(endpoint_id: str, request: Request, services: WithServices
 
 
 async def _render_list(
-    request: Request, services: Services, caller: Caller, *, values: dict[str, Any], why: ProblemError | None = None
+    request: Request,
+    services: Services,
+    caller: Caller,
+    *,
+    values: dict[str, Any],
+    secret: str = "",
+    why: ProblemError | None = None,
 ) -> Response:
     endpoints = answered(await list_endpoints(services, caller), EndpointList)
     return render(
@@ -152,6 +170,9 @@ async def _render_list(
         "access/webhooks.html",
         **({} if why is None else {"status": why.status}),
         endpoints=endpoints.data,
+        secret=secret,
+        overlaps=OVERLAPS,
+        usual_overlap=USUAL_OVERLAP,
         may_change=KeyScope.SUBMIT in caller.scopes,
         **_form(values, why),
     )

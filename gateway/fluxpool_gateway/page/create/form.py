@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fluxpool_contract.messages import MAX_IMAGES, MAX_SIDE_PIXELS, MAX_STEPS, MIN_SIDE_PIXELS, SIZE_MULTIPLE_PIXELS
+from fluxpool_contract import header_names
+from fluxpool_contract.messages import (
+    DEFAULT_TENANT,
+    MAX_IMAGES,
+    MAX_SIDE_PIXELS,
+    MAX_STEPS,
+    MIN_SIDE_PIXELS,
+    SIZE_MULTIPLE_PIXELS,
+)
 from fluxpool_gateway.http.request_context import PATH
 
 SIZES: Final = (
@@ -25,7 +33,7 @@ LIMITS: Final = {
     "steps_most": MAX_STEPS,
     "images_most": MAX_IMAGES,
 }
-_TEXTS: Final = ("prompt", "negative_prompt", "output_format", "priority")
+_TEXTS: Final = ("prompt", "negative_prompt", "output_format", "priority", "preset")
 _INTEGERS: Final = ("width", "height", "steps", "seed", "n")
 _NUMBERS: Final = ("guidance", "true_cfg_scale")
 FIELDS: Final = (*_TEXTS, *_INTEGERS, *_NUMBERS)
@@ -38,6 +46,8 @@ _USUAL: Final = {
     "preview": "1",
 }
 """What the form shows at first. Empty fields are left out of the request: the pool's model has its own defaults."""
+_OF_THE_GATEWAY: Final = frozenset({"priority", "preset"})
+"""Fields of a request that a task does not have: the topic and a header say the priority, its parameters the preset."""
 _SENT_OTHERWISE: Final = {"n": "1", "output_format": "png", "priority": "standard", "true_cfg_scale": "1"}
 """Values that say nothing: a request without them is the same."""
 
@@ -87,15 +97,28 @@ class Snippet:
     name: str
     title: str
     code: str
+    note: str = ""
 
 
-def snippets(body: Mapping[str, Any], *, base: str, needs_key: bool) -> list[Snippet]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordTarget:
+    """Where the request would be written to as a record of Kafka."""
+
+    topic: str
+    request_id: str
+    tenant: str
+
+
+def snippets(body: Mapping[str, Any], *, base: str, needs_key: bool, target: RecordTarget) -> list[Snippet]:
     """The request as code; `base` is the address of the gateway, ending in a slash."""
     body = {"prompt": "a lighthouse at dusk"} | dict(body)
     return [
         Snippet("curl", "curl", _curl(body, base=base, needs_key=needs_key)),
         Snippet("python", "Python", _python(body, base=base, needs_key=needs_key)),
         Snippet("openai", "OpenAI client", _openai(body, base=base, needs_key=needs_key)),
+        Snippet(
+            "kafka", "Kafka record", _kafka(body, target), note="" if target.tenant == DEFAULT_TENANT else _UNPROVEN
+        ),
     ]
 
 
@@ -149,3 +172,19 @@ def _openai(body: Mapping[str, Any], *, base: str, needs_key: bool) -> str:
             "    file.write_bytes(base64.b64decode(image.b64_json))",
         ]
     )
+
+
+_UNPROVEN: Final = (
+    "A gateway proves the tenant of its tasks. A record without a proof counts for the tenant default, unless its "
+    "topic is one of FLUXPOOL_FOREIGN_TENANT_TOPICS."
+)
+
+
+def _kafka(body: Mapping[str, Any], target: RecordTarget) -> str:
+    value = {"request_id": target.request_id}
+    value |= {name: given for name, given in body.items() if name not in _OF_THE_GATEWAY}
+    headers = {header_names.TENANT: target.tenant, header_names.PRIORITY: body.get("priority", "standard")}
+    arguments = ['kcat -P -b "$FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS"', f"-t {shlex.quote(target.topic)}"]
+    arguments.append(f"-k {shlex.quote(target.request_id)}")
+    arguments += [f"-H {shlex.quote(f'{name}={text}')}" for name, text in headers.items()]
+    return f"printf '%s\\n' {shlex.quote(json.dumps(value, ensure_ascii=False))} |\n  " + " \\\n  ".join(arguments)

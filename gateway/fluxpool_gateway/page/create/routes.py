@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from fastapi import Query, Request, Response
 
-from fluxpool_contract.messages import new_request_id
+from fluxpool_contract.messages import PoolState, new_request_id
 from fluxpool_gateway.http.generation_request import Priority, parse_request
 from fluxpool_gateway.http.problem import ProblemError
 from fluxpool_gateway.http.request_context import RawPairs
@@ -17,10 +17,11 @@ from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.http.task_routes import base_of
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
-from fluxpool_gateway.page.create.form import FIELDS, LIMITS, SIZES, CreateForm, form_of_task, snippets
+from fluxpool_gateway.page.create.form import FIELDS, LIMITS, SIZES, CreateForm, RecordTarget, form_of_task, snippets
 from fluxpool_gateway.page.forms import Form, WithForm, page_router
 from fluxpool_gateway.page.rendering import redirect, render, visit_of
 from fluxpool_gateway.page.tasks.reading import find_projected, read_live
+from fluxpool_gateway.queue.lanes import LaneQueue
 from fluxpool_gateway.queue.place import Estimate
 from fluxpool_gateway.store.task_state import TaskState
 
@@ -54,6 +55,9 @@ async def post_create(request: Request, services: WithServices, caller: WithCall
     if form.get("show") == "code":
         return await _render(request, services, caller, form=filled, lock=lock, show_code=True)
     caller.require(KeyScope.SUBMIT)
+    if not form.get("wake") and _sleeping(services, _priority(filled)) is not None:
+        # Not by chance: to wake it starts machines.
+        return await _render(request, services, caller, form=filled, lock=lock, key=form.get("key"), asks=True)
     try:
         request_id = await _submit(request, filled, form, caller)
     except ProblemError as problem:
@@ -87,8 +91,18 @@ async def _render(
     source: str = "",
     key: str = "",
     show_code: bool = False,
+    asks: bool = False,
     why: ProblemError | None = None,
 ) -> Response:
+    """`asks`: whether a pool that sleeps is to be woken."""
+    topics, priority = services.dead_letters.topics, _priority(form)
+    target = RecordTarget(
+        topic=topics.tasks_vip if priority is Priority.VIP else topics.tasks,
+        request_id=new_request_id(),
+        tenant=caller.tenant,
+    )
+    needs_key = visit_of(request.scope).needs_key
+    submission: Submission = request.app.submission
     fields = {} if why is None else {problem.field: problem.message for problem in why.fields}
     return render(
         request,
@@ -99,13 +113,16 @@ async def _render(
         lock=lock,
         key=key or new_request_id(),
         show_code=show_code,
-        snippets=snippets(form.body(), base=base_of(request, services), needs_key=visit_of(request.scope).needs_key),
+        snippets=snippets(form.body(), base=base_of(request, services), needs_key=needs_key, target=target),
         why=None if why is None or set(fields) & set(FIELDS) else why.detail,
         problems=fields,
         limits=LIMITS,
         sizes=SIZES,
         megapixels=_megapixels(form),
-        estimate=_estimate(services, Priority.STANDARD),
+        estimate=_estimate(services, priority),
+        sleeping=_sleeping(services, priority),
+        asks=asks,
+        presets=sorted(submission.presets.presets),
         priorities=sorted(caller.rights.priorities) if len(caller.rights.priorities) > 1 else [],
         may_submit=KeyScope.SUBMIT in caller.scopes,
         may_cancel=KeyScope.CANCEL in caller.scopes,
@@ -120,7 +137,24 @@ def _megapixels(form: CreateForm) -> float:
         return 0.0
 
 
+def _priority(form: CreateForm) -> Priority:
+    return Priority(form["priority"]) if form["priority"] in set(Priority) else Priority.STANDARD
+
+
+def _lane(services: Services, priority: Priority) -> LaneQueue | None:
+    """The lane of the priority; None where there is none."""
+    return next((lane for lane in services.lanes.queue().lanes if lane.lane.priority is priority), None)
+
+
 def _estimate(services: Services, priority: Priority) -> Estimate | None:
-    """Of a task that is sent now; None where no lane has the priority."""
-    lane = next((lane for lane in services.lanes.queue().lanes if lane.lane.priority is priority), None)
+    """Of a task that is sent now."""
+    lane = _lane(services, priority)
     return None if lane is None else services.lanes.place_of_new(lane)
+
+
+def _sleeping(services: Services, priority: Priority) -> PoolState | None:
+    """The pool that a task would wake; None while it runs, or no operator tells of one."""
+    lane = _lane(services, priority)
+    if lane is None or lane.pool is None or lane.workers or lane.pool.desired_replicas or lane.pool.paused:
+        return None
+    return lane.pool

@@ -31,9 +31,10 @@ function showTimes() {
 }
 
 // What a part that is fetched again and again has to say, once.
-let told = "";
+const toTell = () => document.querySelector("[data-announce]")?.dataset.announce ?? "";
+let told = toTell();
 function tell() {
-  const text = document.querySelector("[data-announce]")?.dataset.announce ?? "";
+  const text = toTell();
   if (text && text !== told) announce(text);
   told = text;
 }
@@ -48,6 +49,13 @@ function showElapsed() {
     place.textContent = `for ${words}`;
   }
 }
+
+// What was opened stays open when its part is fetched again.
+const opened = new Set();
+document.addEventListener("toggle", (event) => opened[event.target.open ? "add" : "delete"](event.target.id), true);
+document.addEventListener("htmx:afterSwap", () => {
+  for (const id of opened) byId(id)?.setAttribute("open", "");
+});
 
 async function onClick(event) {
   const button = event.target.closest("button[data-copy]");
