@@ -21,6 +21,7 @@ from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.stores import open_task_reader, open_webhooks
 from fluxpool_gateway.webhooks.database import WebhookDatabase
+from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.start import VERSION_TABLE, prepare_webhooks
 from fluxpool_gateway.webhooks.tables import deliveries, metadata
 from kit.postgres import PostgresServer
@@ -112,6 +113,25 @@ async def test_a_rebuild_of_the_tasks_leaves_the_webhooks_and_tells_nothing_agai
     end_tasks(world, "a", "b")
     assert await collector.collect() == 1
     assert [found.endpoint_id for found in await world.store.endpoints("default")] == [endpoint.endpoint_id]
+
+
+async def test_webhooks_of_requests_share_a_host_and_a_secret_whichever_replica_makes_them(world: World) -> None:
+    urls = [f"https://h{number % 3}.example/{number}" for number in range(9)]
+    now_ms = wall_clock()()
+    rotations = [
+        world.store.rotate_requested("default", new_secret(), now_ms=now_ms, overlap_ms=60_000) for _ in range(2)
+    ]
+    await asyncio.gather(*(world.store.use_requested("default", url, now_ms=now_ms) for url in urls), *rotations)
+    found = await world.store.endpoints("default")
+    assert sorted(endpoint.url for endpoint in found) == [f"https://h{number}.example" for number in range(3)]
+    assert len({endpoint.secrets for endpoint in found}) == 1
+    world.clock.now_ms = now_ms
+    bodies = [json.dumps({"webhook": {"url": url}}) for url in urls]
+    world.project(*(submitted(f"task-{number}", body=body) for number, body in enumerate(bodies)))
+    world.project(*(ended(f"task-{number}", at_ms=now_ms) for number in range(len(urls))))
+    assert await world.collector().collect() == len(urls)
+    claims = await world.store.claim(suspects=False, limit=9, now_ms=now_ms)
+    assert sorted(claim.url for claim in claims) == urls[:3], "one at a time for each host"
 
 
 @pytest.fixture
