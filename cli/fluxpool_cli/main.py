@@ -87,16 +87,25 @@ COMMANDS: Final = {
         "Endpoints that are told when tasks and groups end.",
     ),
     "profile": ("profiles.commands:app", "Gateways with their API keys, by name."),
+    "doctor": ("doctor.commands:doctor", "Check Kafka, storage, model, gateway and cluster."),
+    "completion": ("completion:completion", "Print the completion script of a shell."),
     "model": ("model:app", "Model folders for workers."),
     "dlq": ("dlq.commands:app", "List dead letters, replay their tasks, discard them."),
 }
 """Module and name of each, imported when the command is named, and line of the help: all together take a second."""
 
 
-def command_line(names: Collection[str] = COMMANDS.keys()) -> Any:
+PROGRAM: Final = "fluxpool"
+PLUGIN: Final = "kubectl fluxpool"
+_OF_PLUGIN: Final = {"pools": ("cluster.commands:pools", COMMANDS["pools"][1])}
+"""What is another command as a plugin of kubectl: it asks the cluster, with the options of kubectl."""
+
+
+def command_line(names: Collection[str] = COMMANDS.keys(), *, program: str = PROGRAM) -> Any:
     """The command line as typer runs it; of commands that are not named it has the name and the help alone."""
+    table = COMMANDS | (_OF_PLUGIN if program == PLUGIN else {})
     app = typer.Typer(
-        name="fluxpool",
+        name=program,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         # Plain help: rich's boxes cut the names of variables at 80 columns, and colour what `NO_COLOR` wants plain.
@@ -104,7 +113,7 @@ def command_line(names: Collection[str] = COMMANDS.keys()) -> Any:
         help="FLUX text-to-image through Apache Kafka: run it on this machine, send prompts, watch.",
     )
     app.callback()(_settings)
-    for name, (place, summary) in COMMANDS.items():
+    for name, (place, summary) in table.items():
         if name not in names:
             app.command(name, help=summary)(_settings)
             continue
@@ -188,7 +197,12 @@ def main() -> None:
     end_process(run(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
+def kubectl_plugin() -> None:
+    """The same as `kubectl fluxpool`; the console script `kubectl-fluxpool`, which kubectl finds on the PATH."""
+    end_process(run(sys.argv[1:], program=PLUGIN))
+
+
+def run(arguments: Sequence[str], *, program: str = PROGRAM) -> int:
     """Run one command line and return its exit code; errors are written to standard error, never raised."""
     verbose = "--verbose" in arguments
     for name in ("stdout", "stderr"):
@@ -200,7 +214,7 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            code = _command(arguments)
+            code = _command(arguments, program)
             sys.stdout.flush()
         except CommandError as error:
             say_paragraph(f"fluxpool: {error}")
@@ -225,14 +239,14 @@ def run(arguments: Sequence[str]) -> int:
     return int(code)
 
 
-def _command(arguments: Sequence[str]) -> int:
+def _command(arguments: Sequence[str], program: str) -> int:
     """Parse and run; returns the exit code."""
     try:
         check_arguments(arguments)
         # The options before a command have no values. A shell that completes words asks for all commands.
         named = [word for word in arguments if not word.startswith("-")][:1]
-        commands = command_line(COMMANDS.keys() if "_FLUXPOOL_COMPLETE" in os.environ else named)
-        ended = commands.main(list(arguments), prog_name="fluxpool", standalone_mode=False)
+        commands = command_line(COMMANDS.keys() if "_FLUXPOOL_COMPLETE" in os.environ else named, program=program)
+        ended = commands.main(list(arguments), prog_name=program, standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except SystemExit as ending:

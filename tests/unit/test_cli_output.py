@@ -115,6 +115,8 @@ CASES: Final = (
     Case("profile show lab", "has_key", "lab"),
     Case("profile use lab", "current", "lab"),
     Case("profile delete {profile}", "deleted", "profile.*"),
+    Case("completion bash", "_FLUXPOOL_COMPLETE", None, prose=True),
+    Case("doctor --timeout 60", "may read, submit, admin", "kafka|storage|model|gateway|cluster", code=ExitCode.FAILED),
     Case("dlq summary --url {url}", "EXAMPLE", "0/[0-9]"),
     Case("dlq list --url {url}", "MESSAGE", "0/[0-9]"),
     Case("dlq show 0/0 --url {url}", "replay it with: fluxpool dlq", "0/0", prose=True),
@@ -207,6 +209,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             with pytest.MonkeyPatch.context() as environment:
                 environment.chdir(folder)
                 environment.setenv("COLUMNS", str(WIDTH))
+                environment.setenv("PATH", str(folder))
                 environment.setenv("XDG_CONFIG_HOME", str(folder))
                 environment.setenv("FLUXPOOL_URL", url)
                 environment.setenv("FLUXPOOL_API_KEY", gateway.admin)
