@@ -16,6 +16,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, SecretStr
 
+from command_pages import command_sections
 from fluxpool_contract.asyncapi import CLOUD_EVENT_HEADERS, TASK_HEADERS
 from fluxpool_contract.kafka.topics import DAY_MS, HOUR_MS, TopicNames, topic_specs
 from fluxpool_contract.schemas import MESSAGES
@@ -78,6 +79,7 @@ def render_tables() -> dict[str, str]:
         "topics": _topics_table(),
         "chart-values": _chart_values_table(CHART_VALUES.read_text()),
         "access-rules": _access_table(),
+        "commands": command_sections(),
         "routes": routes_table(),
         "problems": problems_table(),
         "metrics-operator": operator_metrics_table(),

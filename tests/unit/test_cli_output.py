@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -21,6 +22,7 @@ from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.main import command_line, run
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.store.task_state import DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from kit.command import PROGRAM
 from kit.command_line import served
 from kit.dead_letter_topic import letter_at
 from kit.keyed_gateway import IMAGE, Gateway, key_id, keyed_gateway, keyed_settings, succeeded
@@ -265,6 +267,36 @@ async def test_a_command_writes_a_table_documents_and_names(case: Case, world: W
     if has_result and case.names is not None:
         assert out, err
         assert [name for name in out.splitlines() if not re.fullmatch(case.names, name)] == []
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("line", "going_on"),
+    [
+        ("wait slow", "interrupted; the tasks go on"),
+        ("events --follow", "interrupted; the tasks go on"),
+        ("list --watch", "interrupted; this only showed it"),
+        ("submit fox --wait", "interrupted; the task goes on; see it with `fluxpool wait "),
+    ],
+)
+async def test_ctrl_c_ends_a_long_command_and_says_what_goes_on(line: str, going_on: str, world: World) -> None:
+    running = await asyncio.create_subprocess_exec(
+        PROGRAM, *line.split(), cwd=world.folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    assert running.stdout is not None
+    first = await running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    rest = await running.stdout.read()
+    shown = (first + rest).decode()
+    assert (await running.wait(), going_on in shown.splitlines()[-1]) == (ExitCode.INTERRUPTED, True), shown
+    assert_harmless(shown)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_top_is_redrawn_on_a_terminal_until_ctrl_c(world: World) -> None:
+    with patch("fluxpool_cli.repeating.time.sleep", side_effect=[None, KeyboardInterrupt]):
+        code, out, err = await world.run(["top"], is_terminal=True)
+    assert (code, out.count("workers: ") >= 2, "interrupted" in err) == (ExitCode.INTERRUPTED, True, True), err
 
 
 def test_no_command_is_without_a_case() -> None:

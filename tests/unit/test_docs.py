@@ -184,7 +184,7 @@ def test_the_options_of_local_up_are_those_of_the_command_with_their_defaults() 
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:
-    assert rows_under("docs/how-to/local-mode.md", "Exit codes").keys() == {str(code.value) for code in ExitCode}
+    assert rows_under("docs/reference/cli.md", "Exit codes").keys() == {str(code.value) for code in ExitCode}
 
 
 # Examples
