@@ -20,7 +20,7 @@ from kit.command import PROGRAM, Ended, run_fluxpool
 from kit.kafka_classes import quick_start
 from kit.processes import is_alive
 from kit.waiting import PATIENCE, wait_until_blocking
-from kit.warm_start import warm_engine
+from kit.warm_start import warm_engine, warm_program
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -35,13 +35,14 @@ Fluxpool = Callable[..., Ended]
 
 @pytest.fixture
 def environment(kafka_libs: Path) -> dict[str, str]:
-    """Brokers of stacks map Kafka's classes from a file; engines are forked from a process that has imported them."""
+    """Brokers of stacks map Kafka's classes from a file; engines and gateways are forked."""
     libs = {name: value for name, value in os.environ.items() if name == "FLUXPOOL_KAFKA_LIBS"}
     return {
         **libs,
         "JDK_JAVA_OPTIONS": " ".join(quick_start(kafka_libs)),
         "PYTHONPATH": str(WARM_LOCAL),
         "TEST_WARM_ENGINE": ",".join(warm_engine(stand_in=False)),
+        "TEST_WARM_PROGRAM": ",".join(warm_program()),
     }
 
 

@@ -5,6 +5,8 @@ is charged for what the process of the tests and its descendants took since the 
 fixtures that it is the first to use.
 """
 
+import ctypes
+import sys
 from collections.abc import Generator
 from contextlib import suppress
 from typing import Any, Final
@@ -13,6 +15,8 @@ import psutil
 import pytest
 
 OPTION: Final = "--cpu-durations"
+_PR_SET_CHILD_SUBREAPER: Final = 36
+"""`prctl(2)`; in <linux/prctl.h>."""
 _OUTPUT: Final = "cpu_seconds"
 _COLLECTION: Final = "(collection)"
 
@@ -20,8 +24,7 @@ _COLLECTION: Final = "(collection)"
 def cpu_seconds(process: psutil.Process) -> float:
     """User and system time of a process and its descendants, those that have ended included.
 
-    A parent has the time of children that it has waited for. Not counted are orphans, and those of a process that ended
-    without having waited for them.
+    A parent has the time of children that it has waited for.
     """
     total = 0.0
     for one in [process, *process.children(recursive=True)]:
@@ -35,6 +38,9 @@ class CpuDurations:
 
     def __init__(self, *, shown: int) -> None:
         """Show that many files."""
+        if sys.platform == "linux":
+            # Orphans, such as detached stacks, become children of this process, which never waits for them.
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._shown = shown
         self._process = psutil.Process()
         self._taken: dict[str, float] = {}

@@ -36,8 +36,6 @@ from fluxpool_gateway.queue.admission import Admission
 from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import served_lanes
 from fluxpool_gateway.settings import GatewaySettings
-from fluxpool_gateway.store.database import open_writer
-from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.store.task_state import Change, Position, ResultSeen, TaskStatus
@@ -51,11 +49,11 @@ from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.usage.figures import Figures
 from fluxpool_gateway.webhooks.requested.admission import RequestedWebhooks
-from fluxpool_gateway.webhooks.start import prepare_webhooks
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
 from kit.dead_letter_topic import MemoryTopic
+from kit.store_file import make_webhooks, opened_store
 
 NOW_MS = 1_800_000_000_000
 IMAGE = b"\x89PNG and so on"
@@ -220,7 +218,8 @@ def keyed_settings(tmp_path: Path) -> GatewaySettings:
 def prepare(settings: GatewaySettings) -> None:
     """What the program does before it starts its servers."""
     prepare_keys(settings.key_store_file(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=NOW_MS)
-    prepare_webhooks(settings.webhook_store())
+    if not settings.webhook_store_file().exists():
+        make_webhooks(settings.webhook_store_file())
 
 
 @asynccontextmanager
@@ -228,19 +227,17 @@ async def keyed_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     """Run both replicas for a block."""
     prepare(settings)
     assert settings.bootstrap_key_file is not None
-    engine = open_writer(settings.task_store_file())
-    migrate(engine, settings.task_store_file())
-    clock, records = Clock(), Records()
-    keys = KeyStore(settings.key_store_file())
-    dead_letters = MemoryTopic(TaskStoreWriter(engine), TenantTrust(secret=await keys.secret()))
-    keys.close()
-    async with (
-        replica(settings, clock, records, dead_letters) as one,
-        replica(settings, clock, records, dead_letters) as two,
-    ):
-        admin = settings.bootstrap_key_file.read_text().strip()
-        yield Gateway(one, two, admin, clock, records, TaskStoreWriter(engine), settings, dead_letters)
-    engine.dispose()
+    with opened_store(settings.task_store_file()) as engine:
+        clock, records = Clock(), Records()
+        keys = KeyStore(settings.key_store_file())
+        dead_letters = MemoryTopic(TaskStoreWriter(engine), TenantTrust(secret=await keys.secret()))
+        keys.close()
+        async with (
+            replica(settings, clock, records, dead_letters) as one,
+            replica(settings, clock, records, dead_letters) as two,
+        ):
+            admin = settings.bootstrap_key_file.read_text().strip()
+            yield Gateway(one, two, admin, clock, records, TaskStoreWriter(engine), settings, dead_letters)
 
 
 @asynccontextmanager

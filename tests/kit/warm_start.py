@@ -1,6 +1,7 @@
 """Starts the product's programs from a process that has imported them: in milliseconds of a core, not seconds.
 
-Gateways and workers are started by tests, engines by their agents, whose command for engines `warm_engine` is.
+Gateways and workers are started by tests, engines by their agents, whose command for engines `warm_engine` is, and
+gateways of local mode by `warm_program`.
 
 A program differs from an executed one in its command line, which is the fork server's, and in what its modules read
 from the environment when they are imported. Fault points and Python's own variables need `executed`.
@@ -24,7 +25,7 @@ from typing import IO, Any, Final
 from kit.fork_server import NUMBER, Imports, read_exactly
 
 STAND_IN: Final = Path(__file__).with_name("stand_in_engine.py")
-_WARM_ENGINE: Final = Path(__file__).with_name("warm_engine.py")
+_WARM_PROGRAM: Final = Path(__file__).with_name("warm_program.py")
 
 
 class ForkedProcess:
@@ -115,7 +116,12 @@ def warm_engine(*, stand_in: bool) -> tuple[str, ...]:
     imported, module = (
         (Imports.PROGRAMS, "kit.stand_in_engine") if stand_in else (Imports.ENGINE, "fluxpool_worker.engine")
     )
-    return (sys.executable, "-I", "-S", str(_WARM_ENGINE), _fork_server(imported).address, module)
+    return (*warm_program(imported), module)
+
+
+def warm_program(imported: Imports = Imports.PROGRAMS) -> tuple[str, ...]:
+    """The command that runs a module, appended with its arguments, as `python -m` does."""
+    return (sys.executable, "-I", "-S", str(_WARM_PROGRAM), _fork_server(imported).address)
 
 
 class _ForkServer:

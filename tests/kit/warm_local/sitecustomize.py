@@ -1,12 +1,19 @@
-"""Lets a fork server start the engines of a local stack: Python runs this first when it is on the PYTHONPATH.
+"""Lets fork servers start engines and gateways of a local stack: Python runs this first when it is on the PYTHONPATH.
 
-A stack chooses the command of its engines itself. A process that would become an engine stands for a forked one
-instead; all other processes are unchanged. `TEST_WARM_ENGINE` has the command of `kit.warm_start.warm_engine`.
+A stack chooses the commands of its parts itself. A process that would become one of these stands for a forked one
+instead; all other processes are unchanged. `TEST_WARM_ENGINE` and `TEST_WARM_PROGRAM` have the commands of
+`kit.warm_start`.
 """
 
 import os
 import sys
 
-if sys.orig_argv[1:3] == ["-m", "fluxpool_worker.engine"]:
-    warm_engine = os.environ["TEST_WARM_ENGINE"].split(",")
-    os.execv(warm_engine[0], [*warm_engine, *sys.orig_argv[3:]])  # noqa: S606
+if sys.orig_argv[1:2] == ["-m"]:
+    warm: list[str] = []
+    match sys.orig_argv[2]:
+        case "fluxpool_worker.engine":
+            warm = os.environ["TEST_WARM_ENGINE"].split(",")
+        case "fluxpool_gateway" | "fluxpool_gateway.projector" | "fluxpool_gateway.dispatcher":
+            warm = [*os.environ["TEST_WARM_PROGRAM"].split(","), sys.orig_argv[2]]
+    if warm:
+        os.execv(warm[0], [*warm, *sys.orig_argv[3:]])  # noqa: S606
