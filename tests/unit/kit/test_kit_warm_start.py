@@ -87,7 +87,7 @@ def test_an_ended_program_keeps_its_pid_until_its_exit_code_is_read(start: Start
 def test_no_program_outlives_tests_that_are_killed(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", TESTS, str(tmp_path / "output")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as tests:

@@ -74,7 +74,7 @@ def outcomes(tree: Path, *arguments: str) -> str:
         "-v",
         "-rs",
     ]
-    python_path = f"{Path(__file__).parents[1]}:{tree / 'room'}"
+    python_path = f"{Path(__file__).parents[2]}:{tree / 'room'}"
     environment = {"PYTHONPATH": python_path, "PYTHONDONTWRITEBYTECODE": "1"}
     finished = subprocess.run(
         [*command, *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False

@@ -38,7 +38,7 @@ from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.settings import GatewaySettings, TenantLimits
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
 PACKAGES = [ROOT / room for room in ("contract", "transport", "gateway", "worker", "operator", "cli")]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -15,8 +15,8 @@ from fluxpool_contract.messages.headers import Envelope, parse_envelope, render_
 from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, WorkerSettings, serving_groups
 from kit.keyed_gateway import keyed_gateway, keyed_settings
 
-SPECIFICATION = Path(__file__).parent / "asyncapi" / "asyncapi-3.0.0.schema.json"
-CORPUS = Path(__file__).parent / "corpus"
+SPECIFICATION = Path(__file__).parents[1] / "asyncapi" / "asyncapi-3.0.0.schema.json"
+CORPUS = Path(__file__).parents[1] / "corpus"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from fluxpool_cli.trace.events import TaskEvents, TopicRole
 from fluxpool_cli.watch.commands import result_line
 from fluxpool_contract.messages.result import GenerationResult
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parents[1] / "corpus"
 MARKED = (CORPUS / "result-marks.json").read_bytes()
 EARLIER = (CORPUS / "result-full.json").read_bytes()
 

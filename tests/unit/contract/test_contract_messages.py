@@ -33,8 +33,8 @@ from fluxpool_contract.messages.task import GenerationTask, OutputFormat, Qualit
 from fluxpool_contract.problems import InvalidTaskError
 from fluxpool_contract.schemas import differing_files, main, render_schemas
 
-CORPUS = Path(__file__).parent / "corpus"
-SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
+CORPUS = Path(__file__).parents[1] / "corpus"
+SCHEMAS = Path(__file__).parents[3] / "docs" / "schemas"
 NOW = datetime(2026, 4, 5, 10, tzinfo=UTC)
 
 MODELS: dict[str, type[BaseModel]] = {

@@ -16,7 +16,7 @@ from fluxpool_contract.kafka.ledger import (
     is_ledger,
 )
 
-CORPUS = Path(__file__).parent / "corpus" / "ledger"
+CORPUS = Path(__file__).parents[1] / "corpus" / "ledger"
 SHIPPED = {
     17: LedgerEntry(task="task-17", worker="pod-a", started_at=1_700_000_000, crashes=1, generated=True),
     19: LedgerEntry(task="task-19", worker="pod-a", started_at=1_700_000_001, released=True),

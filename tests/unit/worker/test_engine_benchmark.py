@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.on_change("benchmarks")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture

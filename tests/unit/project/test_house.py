@@ -14,7 +14,7 @@ import pytest
 
 from kit.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MAX_MODULE_LINES = 500
 MAX_MODULES_IN_A_FOLDER = 14
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))

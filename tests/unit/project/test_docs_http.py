@@ -36,7 +36,7 @@ from kit.event_streams import EventReader, reading, serving
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
 from kit.lag_readings import GROUPS, VIP, lag, partition, teach_speed
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "http.md"
 BLOCK = re.compile(r"^```(bash|json response|event-stream response)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOLDER = "default/2026/04/05/fox-1"
 ENDPOINT, DELIVERY = "whe_6d1f0c2b9a8e7d6c5b4a3f2e", "dlv_3c5e7a9b1d2f4a6c8e0b2d4f"

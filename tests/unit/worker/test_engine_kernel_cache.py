@@ -39,7 +39,7 @@ def test_every_kernel_is_compiled_without_a_gpu(tmp_path: Path) -> None:
     command = ("-m", "fluxpool_worker.engine.kernel_cache", "--folder", str(tmp_path), "--capability", "90")
     subprocess.run([sys.executable, *command], check=True, env={**environment, "CUDA_VISIBLE_DEVICES": ""})
     compiled = {path.stem for path in tmp_path.glob("*/*.cubin")}
-    engine = Path(__file__).parents[2] / "worker" / "fluxpool_worker" / "engine"
+    engine = Path(__file__).parents[3] / "worker" / "fluxpool_worker" / "engine"
     launched = {
         line.removeprefix("def ").partition("(")[0]
         for path in engine.rglob("*kernels.py")

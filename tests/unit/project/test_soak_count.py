@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.on_change("benchmarks")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 CLEAN = {
     "lost": 0,
     "doubled": 0,

@@ -10,7 +10,7 @@ import pytest
 
 from kit.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MATRIX = ROOT / "docs" / "concepts" / "failure-matrix.md"
 TEST_ID = re.compile(r"`(tests/[\w/]+\.py::[^`]+)`")
 COLLECT_SECONDS = 150 * PATIENCE

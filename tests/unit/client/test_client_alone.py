@@ -256,7 +256,7 @@ def test_requests_have_every_field_of_the_gateways() -> None:
 
 
 def test_every_error_is_one_that_callers_can_import() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "client.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "client.md").read_text()
     for kind in RefusedError.__subclasses__():
         assert kind.__name__ in fluxpool_client.__all__
         assert f"`{kind.__name__}`" in page

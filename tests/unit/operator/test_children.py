@@ -1,6 +1,6 @@
 """The children of a pool: golden files for whole manifests, properties for every pool.
 
-A changed golden file rolls the pods of every pool: `UPDATE_GOLDEN=1 pytest tests/unit/test_children.py`
+A changed golden file rolls the pods of every pool: `UPDATE_GOLDEN=1 pytest tests/unit/operator/test_children.py`
 writes the files again; review the difference with that in mind.
 """
 
@@ -41,7 +41,7 @@ from kit.pools import (
     pool_body,
 )
 
-GOLDEN = Path(__file__).parent / "golden_children"
+GOLDEN = Path(__file__).parents[1] / "golden_children"
 HOST_PATH = {"model.cache": {"hostPath": {"path": "/var/lib/models", "readOnly": True}}}
 
 

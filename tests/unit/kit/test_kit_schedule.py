@@ -36,7 +36,7 @@ def test_a_run_goes_on_after_the_end_of_a_process_and_names_the_test(tmp_path: P
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", processes, "-p", "no:cacheprovider", "-rA"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         check=False,

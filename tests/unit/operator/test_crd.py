@@ -17,7 +17,7 @@ from fluxpool_operator.api.schema import ApiModel
 from kit.pool_refusals import RULE_REFUSALS
 from kit.waiting import PATIENCE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCHEMA = crd.open_api_schema()
 DEFINITION = crd.custom_resource_definition()
 

@@ -26,7 +26,7 @@ from fluxpool_contract.messages.derived import (
 from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.messages.task import MAX_IMAGES, MAX_SEED, REQUEST_ID
 
-TASK = (Path(__file__).parent / "corpus" / "task.json").read_bytes()
+TASK = (Path(__file__).parents[1] / "corpus" / "task.json").read_bytes()
 
 
 def test_the_digest_of_a_body_is_frozen() -> None:

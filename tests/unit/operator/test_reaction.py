@@ -14,7 +14,7 @@ from kit.waiting import wait_until
 
 pytestmark = pytest.mark.on_change("benchmarks")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture

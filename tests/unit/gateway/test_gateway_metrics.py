@@ -15,7 +15,7 @@ from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from kit.event_streams import serving
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PREFIX = "fluxpool_gateway_"
 
 

@@ -15,7 +15,7 @@ from fluxpool_gateway.http.generation_request import GenerationRequest
 from fluxpool_gateway.http.openai.image_request import ImageRequest, NativeRequest, to_native
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "openai.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "openai.md"
 ROW = re.compile(r"^\| `(\w+)` \| (taken|mapped|no effect|refused) \| (.+) \|$", re.MULTILINE)
 SAMPLES: dict[str, Any] = {
     "prompt": "a fox",

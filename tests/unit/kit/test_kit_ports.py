@@ -26,7 +26,7 @@ def test_a_port_that_another_process_owns_is_passed_over(monkeypatch: pytest.Mon
     monkeypatch.setattr(ports, "free_port", lambda taken, among: next(offered))  # noqa: ARG005 - the offers are fixed
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, str(theirs)],
-        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as owner:
