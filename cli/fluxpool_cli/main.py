@@ -79,6 +79,8 @@ COMMANDS: Final = {
     "verify": ("verify.commands:verify", "Tell which image files say that a model made them."),
     "local": ("local.commands:app", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
     "rate": ("feedback.rate:rate", "Rate an image."),
+    "star": ("tasks.changing:star", "Star tasks that succeeded."),
+    "unstar": ("tasks.changing:unstar", "Take stars of tasks back."),
     "compare": ("feedback.compare:compare", "Say which of two images of a prompt is better."),
     "feedback": ("feedback.commands:app", "What people say of images: pairs, figures, exports."),
     "keys": ("keys.commands:app", "API keys of a gateway."),

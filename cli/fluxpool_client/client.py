@@ -231,6 +231,14 @@ class Client:
         """Take a rating back, as often as you like."""
         self._run(self._operations.delete_rating(request_id, index=index, rater=rater))
 
+    def star(self, request_id: str) -> None:
+        """Star a task that succeeded, for its whole tenant: `tasks(starred=True)` lists it; as often as you like."""
+        self._run(self._operations.star(request_id, starred=True))
+
+    def unstar(self, request_id: str) -> None:
+        """Take a star back, as often as you like."""
+        self._run(self._operations.star(request_id, starred=False))
+
     def compare(
         self, a: tuple[str, int], b: tuple[str, int], preferred: str, **fields: Unpack[ComparisonFields]
     ) -> Comparison:

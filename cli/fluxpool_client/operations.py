@@ -299,6 +299,11 @@ class Operations:
         """Take a rating back."""
         yield from self._exchange(Outgoing(method="DELETE", path=_rating_path(request_id, index=index, rater=rater)))
 
+    def star(self, request_id: str, *, starred: bool) -> Steps[None]:
+        """Star a task, or take its star back."""
+        path = f"{TASKS}/{check_request_id(request_id)}/star"
+        yield from self._exchange(Outgoing(method="PUT" if starred else "DELETE", path=path))
+
     def compare(
         self, a: tuple[str, int], b: tuple[str, int], preferred: str, fields: ComparisonFields
     ) -> Steps[Comparison]:

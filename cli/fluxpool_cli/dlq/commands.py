@@ -1,4 +1,4 @@
-"""`fluxpool dlq`: lists dead letters, replays their tasks, discards them.
+"""`fluxpool dlq`: lists dead letters, replays their tasks, discards them, cancels replay jobs.
 
 Owns the commands and their results; `options` says which dead letters are meant, `fluxpool_transport.dlq` reads,
 checks and writes.
@@ -21,6 +21,7 @@ from fluxpool_cli.dlq.options import (
     parse_refs,
 )
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions
 from fluxpool_cli.options import finite, with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX
@@ -195,6 +196,28 @@ def discard(
         names=refs,
         notes=["this was a dry run; add --yes to discard"] if entries and not yes else (),
     )
+    write_result(result, output)
+
+
+@app.command()
+@with_option_groups
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a replay job of the gateway.")],
+    *,
+    gateway: GatewayOptions,
+    output: OutputOptions,
+) -> None:
+    """Cancel a replay job of a gateway.
+
+    What was sent stays sent; dead letters whose turn had not come stay open. A job that runs ends after the task that
+    is being sent. A job that has ended is left as it is.
+    """
+    with gateway.client(max_attempts=ATTEMPTS) as client:
+        found = client.dead_letters.cancel(job)
+    state = "ended" if found.state == "ended" else "cancel requested"
+    counts = f"{found.sent} of {found.total} sent, {found.canceled} canceled, {found.refused + found.skipped} refused"
+    document = found.model_dump(mode="json", exclude={"items", "next"})
+    result = Result(document=document, parts=[f"{found.job_id} {state}: {counts}"], names=[found.job_id])
     write_result(result, output)
 
 

@@ -1,5 +1,6 @@
 """Dead letters as commands find them through a gateway; replays are jobs there, which go on when the command ends."""
 
+import shlex
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -151,12 +152,15 @@ class GatewayDeadLetters:
         self, client: Client, ids: list[str], choices: ReplayChoices, rate: float
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         job = client.dead_letters.replay(rate_per_second=rate, **_fields(ids, choices))
-        going_on = f"the gateway goes on with the replay job {job.job_id}"
+        going_on = (
+            f"the gateway goes on with the replay job {job.job_id}; end it with "
+            f"`{shlex.join(['fluxpool', 'dlq', 'cancel', job.job_id, *self.options])}`"
+        )
         with interruptible(going_on), counting_bar("sending", total=len(ids)) as bar:
             while job.state != "ended":
                 time.sleep(POLL_SECONDS)
                 job = client.dead_letters.job(job.job_id)
-                bar.show("sending", job.sent + job.refused + job.skipped, len(ids))
+                bar.show("sending", job.sent + job.refused + job.skipped + job.canceled, len(ids))
         if job.problem:
             raise CommandError(ExitCode.FAILED, f"the replay job {job.job_id} failed: {job.problem}")
         refused: list[dict[str, Any]] = []
@@ -192,7 +196,7 @@ def _entry(item: StoredDeadLetter) -> DeadLetterEntry:
 
 def _outcome(item: ReplayItem) -> dict[str, Any]:
     detail = dict(item.detail or {})
-    if item.outcome == "skipped":
+    if item.outcome in {"skipped", "canceled"}:
         detail = {"request_id": None, "problems": [{"field": "", "message": str(detail.get("reason"))}]}
     elif item.outcome == "refused":
         detail = {"request_id": None, **detail}

@@ -1,4 +1,4 @@
-"""`fluxpool cancel`, `retry` and `delete`: change tasks, one by one, and tell what became of each."""
+"""`fluxpool cancel`, `retry`, `delete`, `star` and `unstar`: change tasks, one by one, and tell what became of each."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -140,6 +140,38 @@ def delete(ids: IdsArgument, *, yes: YesOption = False, gateway: GatewayOptions,
 
         outcomes = _each(wanted, remove)
     _write("deleted", outcomes, output, single=True)
+
+
+@with_option_groups
+def star(ids: IdsArgument, *, gateway: GatewayOptions, output: OutputOptions) -> None:
+    """Star tasks that succeeded.
+
+    A star is the tenant's: all its keys and the page see it, and `fluxpool list --starred` lists such tasks. Exits 1
+    when one of several was refused.
+    """
+    _star(ids, gateway, output, starred=True)
+
+
+@with_option_groups
+def unstar(ids: IdsArgument, *, gateway: GatewayOptions, output: OutputOptions) -> None:
+    """Take stars of tasks back.
+
+    Exits 1 when one of several was refused.
+    """
+    _star(ids, gateway, output, starred=False)
+
+
+def _star(ids: Sequence[str], gateway: GatewayOptions, output: OutputOptions, *, starred: bool) -> None:
+    words = "starred" if starred else "unstarred"
+    with gateway.client(max_attempts=ATTEMPTS) as client:
+
+        def change(request_id: str) -> Outcome:
+            (client.star if starred else client.unstar)(request_id)
+            document = {"request_id": request_id, "starred": starred}
+            return Outcome(request_id=request_id, words=words, document=document)
+
+        outcomes = _each(checked_ids(ids), change)
+    _write(words, outcomes, output, single=True)
 
 
 def confirm(what: str, *, yes: bool) -> None:

@@ -27,6 +27,7 @@ _SAVE_SECONDS: Final = 60.0
 def list_tasks(
     *,
     chosen: FilterOptions,
+    starred: Annotated[bool, typer.Option("--starred", help="Only tasks with a star (`fluxpool star`).")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many, the newest first.")] = 50,
     watch: WatchOption = False,
     gateway: GatewayOptions,
@@ -34,6 +35,8 @@ def list_tasks(
 ) -> None:
     """List the tasks of the tenant, the newest first."""
     fields: ListFields = {**chosen.fields(), "limit": min(_PAGE, limit + 1)}
+    if starred:
+        fields["starred"] = True
 
     def read() -> Result:
         found = list(islice(client.tasks(**fields), limit + 1))

@@ -21,6 +21,7 @@ import yaml
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.main import command_line, run
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
+from fluxpool_gateway.dead_letters.jobs import Job
 from fluxpool_gateway.store.task_state import DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from kit.command import PROGRAM
 from kit.command_line import served
@@ -67,6 +68,7 @@ CASES: Final = (
     Case("batch {prompts} --no-wait --name crowd", "batch crowd: 2 accepted", "crowd"),
     Case("list", "REQUEST ID", ID),
     Case("list --status failed --group foxes", "no memory", "bad"),
+    Case("list --starred", "no tasks", None),
     Case("list --limit 1", "the newest 1 are shown", ID),
     Case("get one", "1 image", "one", prose=True),
     Case("get one bad slow", "REQUEST ID", "one|bad|slow"),
@@ -96,6 +98,10 @@ CASES: Final = (
     Case("verify {picture}", "not-marked", r".*\.png", code=ExitCode.FAILED, prose=True),
     Case("rate one 5", "one/0 rated", "one/0"),
     Case("rate one --remove", "rating removed", "one/0"),
+    Case("star two", "starred", "two"),
+    Case("star one never", "refused: there is no task", "one", code=ExitCode.FAILED),
+    Case("star bad", "succeeded", code=ExitCode.USAGE),
+    Case("unstar two", "unstarred", "two"),
     Case("compare one two --prefer a", "one/0 two/0", "one/0|two/0"),
     Case("feedback next --rater ann", "one/0 http", "(one|two|gone)/0", prose=True),
     Case("feedback summary", "no feedback yet", None),
@@ -123,6 +129,8 @@ CASES: Final = (
     Case("dlq list --url {url}", "MESSAGE", "0/[0-9]"),
     Case("dlq show 0/0 --url {url}", "replay it with: fluxpool dlq", "0/0", prose=True),
     Case("dlq replay --url {url}", "refused", None),
+    Case("dlq cancel {job}", "0 of 1 sent, 1 canceled", "[0-9a-f-]+"),
+    Case("dlq cancel never", "there is no", code=ExitCode.USAGE),
     Case("dlq discard 0/1 --reason old --url {url}", "would be discarded", "0/1"),
 )
 
@@ -166,6 +174,11 @@ class World:
                 "webhooks", "create", "t", "https://a.example.com"
             )
             values["delivery"] = await self._name("webhooks", "test", self.told, "--no-wait")
+        if "{job}" in line:
+            # Nothing works on it here.
+            body = {"ids": ["0/0"], "patch": {"width": 96}}
+            created = await self.gateway.one.ask("POST", "/v1/dlq/replay", self.gateway.admin, json=body)
+            values["job"] = created.json()["job_id"]
         if "{profile}" in line:
             values["profile"] = await self._name("profile", "set", f"profile{self.made}", "--url", "http://a")
         return [word.format(**values) for word in line.split()]
@@ -297,6 +310,24 @@ async def test_top_is_redrawn_on_a_terminal_until_ctrl_c(world: World) -> None:
     with patch("fluxpool_cli.repeating.time.sleep", side_effect=[None, KeyboardInterrupt]):
         code, out, err = await world.run(["top"], is_terminal=True)
     assert (code, out.count("workers: ") >= 2, "interrupted" in err) == (ExitCode.INTERRUPTED, True, True), err
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_replay_whose_job_is_canceled_meanwhile_names_what_stays_open(world: World) -> None:
+    jobs = world.gateway.one.dead_letters.jobs
+    create = jobs.create
+
+    async def create_and_cancel(job: Job, records: Sequence[str]) -> None:
+        await create(job, records)
+        await world.run(["dlq", "cancel", job.job_id])
+
+    with patch.object(jobs, "create", create_and_cancel):
+        code, out, err = await world.run(
+            ["dlq", "replay", "0/1", "--patch", '{"width": 96}', "--yes", "--url", world.url, "--json"]
+        )
+    assert (code, json.loads(out)["sent"]) == (ExitCode.FAILED, []), err
+    assert "not sent: 0/1 wide-1: the job was canceled by" in err
+    assert_harmless(out + err)
 
 
 def test_no_command_is_without_a_case() -> None:

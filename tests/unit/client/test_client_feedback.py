@@ -54,6 +54,18 @@ async def test_images_are_rated_compared_and_exported(world: World) -> None:
         await call("rating", "one", rater="ann")
 
 
+async def test_a_star_is_set_listed_and_taken_back(world: World) -> None:
+    call = world.caller()
+    await call("star", "one")
+    await world.gateway.project_feedback()
+    assert [task.request_id for task in (await call("page", starred=True)).data] == ["one"]
+    await call("unstar", "one")
+    await world.gateway.project_feedback()
+    assert (await call("page", starred=True)).data == ()
+    with pytest.raises(NotFoundError):
+        await call("star", "never")
+
+
 async def test_refusals_are_raised(world: World) -> None:
     call = world.caller()
     with pytest.raises(BadRequestError, match="score"):
