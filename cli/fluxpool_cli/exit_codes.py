@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a script may branch on; docs/cli.md has each with its meaning."""
+    """What a script may branch on; docs/reference/cli.md has each with its meaning."""
 
     OK = 0
     FAILED = 1
