@@ -153,13 +153,13 @@ def submit(
         if not wait and output_dir is None:
             write_result(_accepted(accepted.model_dump(mode="json")), output)
             return
-        say(f"accepted as {accepted.request_id}")
         deadline = Deadline.after(timeout)
 
         def give_up() -> str | None:
             return why_workers_cannot_start(data_dir) if own_stack else None
 
         with interruptible(f"the task goes on; see it with `fluxpool wait {accepted.request_id}`"):
+            say(f"accepted as {accepted.request_id}")
             task = wait_until_ended(client, accepted, deadline=deadline, hopeless=give_up)
             files = save_images(client, task, folder, deadline=deadline) if task.succeeded else []
     write_result(task_result(task, files), output)

@@ -28,8 +28,9 @@ def failure_of(task: Task) -> str:
     error = task.error
     if error is None:
         return f"{task.request_id} {task.status}"
-    what = ": ".join(text for text in (error.field, error.message) if text)
-    return f"{task.request_id} {task.status}{': ' + what if what else ''}{f' ({error.code})' if error.code else ''}"
+    # The message names the field itself.
+    what = f": {error.message}" if error.message else ""
+    return f"{task.request_id} {task.status}{what}{f' ({error.code})' if error.code else ''}"
 
 
 def raise_unless_succeeded(*tasks: Task) -> None:

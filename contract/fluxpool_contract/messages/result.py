@@ -89,9 +89,9 @@ class TaskError(_Message):
     error_class: ErrorClass | Name
     """What kind of failure it is."""
     message: ErrorMessage
-    """For people: what was wrong and what would be right. At most 4 KiB."""
+    """For people: what was wrong and what would be right. Begins with the field, where there is one. At most 4 KiB."""
     field: Name | None = None
-    """The field at fault, where there is one."""
+    """The field at fault, where there is one; also named in the message."""
     retryable: bool = False
     """Whether the same request may succeed when it is sent again under another id."""
 

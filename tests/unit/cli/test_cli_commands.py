@@ -173,9 +173,10 @@ def test_a_refusal_names_the_field_and_has_its_exit_code(
 
 
 def test_the_reason_of_a_failed_task_is_printed_with_its_code() -> None:
-    error = TaskFailure(code="id-conflict", message="used for another task")
+    # A worker's message begins with the field.
+    error = TaskFailure(code="id-conflict", message="request_id: used for another task", field="request_id")
     failed = Task(request_id="a", status="failed", status_url="/", error=error)
-    assert failure_of(failed) == "a failed: used for another task (id-conflict)"
+    assert failure_of(failed) == "a failed: request_id: used for another task (id-conflict)"
 
 
 @pytest.mark.parametrize(

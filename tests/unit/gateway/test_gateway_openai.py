@@ -208,7 +208,7 @@ ENDS = [
 async def test_an_end_without_images_is_an_error_that_is_not_repeated(
     gateway: Gateway, status: ResultStatus, kind: ErrorClass, http_status: int, code: str, *, stream: bool
 ) -> None:
-    error = TaskError(code=ErrorCode.GENERATION_FAILED, error_class=kind, message="why", field="steps")
+    error = TaskError(code=ErrorCode.GENERATION_FAILED, error_class=kind, message="steps: too many", field="steps")
     answer = await ask_until(gateway, end(status, error=error), stream=stream)
     if stream:
         ((name, document),) = events(answer)
@@ -219,7 +219,8 @@ async def test_an_end_without_images_is_an_error_that_is_not_repeated(
         assert answer.headers["x-should-retry"] == "false"
         assert answer.headers["location"] == f"http://gateway/v1/generations/{TASK}"
     assert (document["error"]["code"], document["error"]["request_id"], document["status"]) == (code, TASK, http_status)
-    assert "why" in document["error"]["message"]
+    assert "steps: too many" in document["error"]["message"]
+    assert [item["detail"] for item in document.get("errors", ())] == ["too many"] * (status is ResultStatus.FAILED)
     assert document["error"]["param"] == ("steps" if status is ResultStatus.FAILED else None)
 
 

@@ -126,7 +126,9 @@ def read_success(found: TaskState | RecentTask, request_id: str) -> GenerationRe
         case TaskStatus.FAILED:
             is_refused = error is not None and error.error_class in _REFUSALS
             code = ProblemCode.TASK_REJECTED if is_refused else ProblemCode.TASK_FAILED
-            fields = [FieldProblem(error.field, reason)] if error is not None and error.field else []
+            fields = []
+            if error is not None and error.field:
+                fields = [FieldProblem(error.field, reason.removeprefix(f"{error.field}: "))]
             raise ProblemError(code, f"task {request_id} failed: {reason}", fields=fields)
         case TaskStatus.EXPIRED:
             raise ProblemError(ProblemCode.TASK_EXPIRED, f"task {request_id} expired: {reason}")
