@@ -189,6 +189,54 @@ async def shown_again(page: Page, text: str) -> bool:
     return text in await page.get_by_role("main").inner_text()
 
 
+async def test_two_images_of_one_prompt_are_judged_blind_by_a_key_and_rated_and_the_win_rates_show_both(
+    world: World, tenant: str
+) -> None:
+    async with world.person(tenant, *PERSON, "rate") as tab:
+        page, main = tab.page, tab.page.get_by_role("main")
+        for steps in ("8", "12"):
+            await create(tab, "an owl", Steps=steps)
+        await expect(page.locator("li.task[data-status=succeeded]")).to_have_count(2)
+        await tab.open("ui/compare")
+        await expect(page.get_by_role("heading", name="Which is better for “an owl”?")).to_be_visible()
+        for side in "AB":
+            await expect(page.get_by_role("img", name=f"Image {side}")).to_have_js_property("naturalWidth", 64)
+        await expect(main).not_to_contain_text(re.compile(r"\d steps"))
+        await page.keyboard.press("1")
+        told = page.locator("#round")
+        await expect(told).to_contain_text("Last time A was better.")
+        await expect(main).to_contain_text("No pair is left to judge.")
+        made = re.search(r"A: .*?(\d+) steps.* B: .*?(\d+) steps", await told.inner_text())
+        assert made is not None
+        better, worse = made.groups()
+        assert {better, worse} == {"8", "12"}
+
+        await tab.open("ui/tasks")
+        await page.locator("li.task").first.get_by_role("link").first.click()
+        await page.wait_for_url("**/ui/tasks/*")
+        await page.keyboard.press("4")
+        await expect(page.locator("#announcements")).to_have_text("Rated 4 of 5.")
+        await main.get_by_role("button", name="Star").click()
+        await expect(page.locator("#announcements")).to_have_text("Starred.")
+        await page.reload()
+        await expect(main.get_by_role("radio", name="4 of 5")).to_be_checked()
+        await expect(main.get_by_role("button", name="Star")).to_have_attribute("aria-pressed", "true")
+        await tab.open("ui/gallery?starred=true")
+        await wait_until(lambda: shown_again(page, "an owl"), deadline_seconds=60, what="the star in the search")
+        await expect(page.locator("[data-tile]")).to_have_count(1)
+
+        await tab.open("ui/compare/results?by=steps")
+        # Judgements are read from a topic of their own, beside the results.
+        await wait_until(
+            lambda: shown_again(page, "1 comparison and 1 score "), deadline_seconds=60, what="the judgements"
+        )
+        rows = page.get_by_role("table").locator("tbody tr")
+        await expect(rows).to_have_count(2)
+        await expect(rows.nth(0)).to_contain_text(re.compile(rf"{better}\s+100\s%\s+1, 0, 0"))
+        await expect(rows.nth(1)).to_contain_text(re.compile(rf"{worse}\s+0\s%\s+0, 1, 0"))
+        await expect(page.get_by_role("cell", name="4.0 of 1")).to_be_visible()
+
+
 async def test_a_lost_connection_is_made_again_and_shows_what_was_missed(world: World, tenant: str) -> None:
     port = urlsplit(world.url).port
     assert port is not None
