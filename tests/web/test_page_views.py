@@ -248,6 +248,29 @@ async def test_a_person_logs_in_at_an_issuer_on_another_site_and_stays_in(tmp_pa
             assert [error for error in tab.errors if error.startswith(base) and "400" not in error] == []
 
 
+async def test_a_form_that_is_fetched_is_bound_before_it_can_be_sent(
+    gateway: Gateway, tab: Tab, tmp_path: Path
+) -> None:
+    store_image(tmp_path, "one")
+    gateway.project(seen("one", "an owl"), replace(succeeded("one", "acme"), completed_at_ms=NOW_MS + 1))
+    await tab.log_in(await gateway.create("read", "rate", tenant="acme"))
+    page = await tab.open("ui/gallery")
+    # An observer is called before any timer and any key: this is the earliest moment at which somebody can press one.
+    await page.evaluate(
+        """new MutationObserver((changes, observer) => {
+          const star = document.querySelector("#drawer input[name=score][value='4']");
+          if (!star) return;
+          observer.disconnect();
+          star.click();
+        }).observe(document.getElementById("gallery"), { childList: true, subtree: true })"""
+    )
+    await page.locator("[data-tile]").get_by_role("link").click()
+    await expect(page.get_by_text("4 of 5", exact=True)).to_be_visible()
+    assert page.url.endswith("/ui/gallery?task=one")
+    await expect(page.locator("#announcements")).to_have_text("Rated 4 of 5.")
+    assert tab.errors == []
+
+
 async def test_images_are_searched_rated_starred_and_compared_by_keys(
     gateway: Gateway, tab: Tab, tmp_path: Path
 ) -> None:

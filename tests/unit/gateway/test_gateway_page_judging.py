@@ -80,6 +80,18 @@ async def test_a_rating_is_shown_at_once_and_keeps_what_the_api_said_besides(
     assert 'value="4" id="score-0-4" aria-label="4 of 5" checked' in page.text
 
 
+async def test_a_judgement_in_the_drawer_leads_back_to_it(gateway: Gateway, visitor: Visitor) -> None:
+    done(gateway, "one")
+    drawer = "ui/gallery?prompt=fox&task=one"
+    page = await visitor.get(f"/{drawer}")
+    shown = page.text[page.text.index('id="drawer"') :]
+    assert re.findall(r'name="next" value="([^"]*)"', shown) == [drawer.replace("&", "&amp;")] * 2
+    answer = await visitor.post("/ui/tasks/one/rate", score="4", next=drawer)
+    assert answer.headers["location"] == f"/{drawer}"
+    answer = await visitor.post("/ui/tasks/one/rate", score="4", next="//evil.example/")
+    assert answer.headers["location"] == "/ui/tasks/one"
+
+
 async def test_an_empty_rating_takes_the_former_one_back(gateway: Gateway, visitor: Visitor) -> None:
     done(gateway, "one")
     await visitor.post("/ui/tasks/one/rate", score="4")

@@ -37,9 +37,16 @@ async def post_rating(
     else:
         await put_rating(request_id, wanted, services, caller)
     if not asked_by_script(request):
-        return redirect(request, f"ui/tasks/{request_id}")
+        return redirect(request, safe_path(form.get("next"), otherwise=f"ui/tasks/{request_id}"))
     judgements = await read_judgements(request_id, [index], services, caller)
-    return render(request, "judging/_rating.html", request_id=request_id, index=index, judgements=judgements)
+    return render(
+        request,
+        "judging/_rating.html",
+        request_id=request_id,
+        index=index,
+        judgements=judgements,
+        following=form.get("next"),
+    )
 
 
 def _index(form: Form) -> int:
