@@ -114,6 +114,39 @@ async def test_what_was_edited_is_sent_after_a_dry_run_of_the_same_settings_alon
     assert f'href="{address}"' in (await admin.get(f"{HERE}/0/0")).text
 
 
+async def test_a_replay_is_canceled_where_it_is_followed_and_what_was_not_sent_stays_open(
+    gateway: Gateway, admin: Visitor
+) -> None:
+    gateway.dead_letters.add(letter_at(0), letter_at(1))
+    form = {"all": "1", "rate_per_second": "10000", "max_replays": "3", "patch": '{"width": 96}'}
+    form |= {"drop_headers": "", "priority": ""}
+    dry_run = await admin.post(f"{HERE}/edit", **form, action="dry-run", checked="")
+    replayed = await admin.post(f"{HERE}/edit", **form, action="replay", checked=checked(dry_run.text))
+    address = replayed.headers["location"]
+    button = f'action="{address}/cancel"'
+    assert button in (await admin.get(address)).text
+    reader = Visitor(gateway.one.app)
+    await reader.log_in(await gateway.create("read", tenant="acme"))
+    assert (await reader.post(f"{address}/cancel")).status_code == 403
+    assert (await admin.post(f"{address}/cancel", token="0" * 64)).status_code == 403
+    assert button in (await admin.get(address)).text
+    answer = await admin.post(f"{address}/cancel")
+    assert (answer.status_code, answer.headers["location"]) == (303, address)
+    assert button not in (await admin.get(address)).text
+    work = asyncio.create_task(gateway.one.dead_letters.runner.run())
+    try:
+        text = await ended(admin, address)
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
+    assert "0 of 2 sent" in text
+    assert "2 canceled by" in text
+    assert text.count("Canceled, stays open") == 2
+    assert gateway.dead_letters.sent == []
+    assert "2 dead letters" in text_of(await admin.get(f"{HERE}?state=open"))
+    assert (await admin.post(f"{HERE}/replays/none/cancel")).status_code == 404
+
+
 async def test_discarding_counts_first_asks_why_and_tells_what_became_of_each(gateway: Gateway, admin: Visitor) -> None:
     gateway.dead_letters.add(letter_at(0), letter_at(1), letter_at(2, pool="other"))
     assert "Discard 2 dead letters?" in text_of(await admin.get(f"{HERE}/discard?pool=default&all=1"))

@@ -16,7 +16,12 @@ from fluxpool_gateway.dead_letters.export import (
     outcome_reason,
 )
 from fluxpool_gateway.dead_letters.jobs import ItemOutcome
-from fluxpool_gateway.dead_letters.replay_routes import MAX_ITEMS, get_replay_job, replay_dead_letters
+from fluxpool_gateway.dead_letters.replay_routes import (
+    MAX_ITEMS,
+    cancel_replay_job,
+    get_replay_job,
+    replay_dead_letters,
+)
 from fluxpool_gateway.dead_letters.routes import get_dead_letter, list_dead_letters
 from fluxpool_gateway.dead_letters.rows import OPEN
 from fluxpool_gateway.dead_letters.views import (
@@ -174,6 +179,13 @@ async def get_job(
     answer = await get_replay_job(job_id, services, after=after, limit=SHOWN_ITEMS)
     job = answered(answer, ReplayJobView)
     return render(request, "dead_letters/job.html", job=job, after=after, words=OUTCOME_WORDS, reason_of=outcome_reason)
+
+
+@router.post("/dead-letters/replays/{job_id}/cancel", **requires(KeyScope.ADMIN))
+async def post_cancel(job_id: str, request: Request, services: WithServices, caller: WithCaller) -> Response:
+    """Cancel what a replay has not sent yet, and show the replay again."""
+    job = answered(await cancel_replay_job(job_id, services, caller), ReplayJobView)
+    return redirect(request, f"ui/dead-letters/replays/{job.job_id}")
 
 
 OUTCOME_WORDS: Final = {
