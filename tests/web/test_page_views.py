@@ -19,6 +19,7 @@ from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, T
 from kit.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
 from kit.dead_letter_topic import letter_at
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.lag_readings import lag, partition
 from kit.ports import own_port
 from kit.token_issuer import CLIENT, Issuer
 from kit.waiting import PATIENCE, wait_until
@@ -246,6 +247,30 @@ async def test_a_person_logs_in_at_an_issuer_on_another_site_and_stays_in(tmp_pa
             assert findings == []
             # The browser logs the status of the last view, and that the issuer has no icon.
             assert [error for error in tab.errors if error.startswith(base) and "400" not in error] == []
+
+
+async def test_on_a_phone_the_current_view_is_in_sight_and_a_long_reason_is_opened_by_keyboard(
+    gateway: Gateway, tab: Tab
+) -> None:
+    await tab.log_in(gateway.admin)
+    page = tab.page
+    await page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    await tab.open("ui/keys")
+    await expect(page.locator(".top nav [aria-current]")).to_be_in_viewport(ratio=1)
+    gateway.project(replace(seen("waits", "a hare"), tenant="default"))
+    gateway.one.app.state.services.lanes.observe(lag(partition(0, 0, 5), partition(1, 0, 7)), gateway.clock.monotonic())
+    await tab.open("ui/tasks")
+    reason = page.locator("li.task details.why span")
+    await expect(reason).to_contain_text("how long one takes")
+    is_whole = "(element) => element.scrollHeight <= element.clientHeight + 1"
+    assert not await reason.evaluate(is_whole)
+    findings = [*await tab.findings("light"), *await tab.findings("dark")]
+    await page.locator("li.task summary").press("Enter")
+    await page.wait_for_function("document.querySelector('details.why').open")
+    assert await reason.evaluate("(element) => getComputedStyle(element).webkitLineClamp") == "none"
+    findings += [*await tab.findings("light"), *await tab.findings("dark")]
+    assert findings == []
+    assert tab.errors == []
 
 
 async def test_a_form_that_is_fetched_is_bound_before_it_can_be_sent(

@@ -45,6 +45,7 @@ _OWN: Final = frozenset({b"same-origin", b"none"})
 _COMPRESSION: Final = 5
 """A view of 50 tasks, 70 KB, is 5 KB within a millisecond; higher levels save little."""
 _PAGE_PATH: Final = re.compile(r"ui/[A-Za-z0-9._~/-]*(\?[^\s\\]*)?", re.ASCII)
+_UNIT: Final = re.compile(r"(?<=\d) (?=(?:ms|s|min|h|[KMG]iB)\b|%)", re.ASCII)
 _VISIT_SECONDS: Final = 365 * 24 * 60 * 60
 
 
@@ -175,7 +176,7 @@ def environment() -> "Environment":
         lstrip_blocks=True, auto_reload=False,
     )  # fmt: skip
     made.globals["asset"] = asset_path
-    made.filters |= {"duration": show_duration, "moment": show_moment, "stamp": show_stamp}
+    made.filters |= {"duration": show_duration, "moment": show_moment, "stamp": show_stamp, "units": keep_units}
     return made
 
 
@@ -184,12 +185,17 @@ def show_duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        return keep_units(f"{seconds * 1000:.0f} ms")
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return keep_units(f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s")
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return keep_units(f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s")
+
+
+def keep_units(text: str) -> str:
+    """The text with a no-break space between each number and its unit."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
 def show_moment(moment: datetime | None) -> str:

@@ -16,6 +16,7 @@ from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_gateway.http.generation_request import parse_request
 from fluxpool_gateway.page.assets import FOLDER, HTMX, HTMX_SHA256, assets
 from fluxpool_gateway.page.create.form import CreateForm, RecordTarget, form_of_task, snippets
+from fluxpool_gateway.page.rendering import keep_units, show_duration
 from fluxpool_gateway.page.tasks.card import TaskCard
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.view import TaskView
@@ -300,3 +301,18 @@ async def test_a_page_below_a_path_has_its_links_and_cookies_there(tmp_path: Pat
         cookies = (await visitor.get("/ui/login")).headers["set-cookie"]
         assert "Path=/fluxpool/;" in cookies
         assert "Secure" in cookies
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "unknown"), (0.25, "250 ms"), (1.1, "1.1 s"), (42, "42 s"), (90, "1 min 30 s"), (7500, "2 h 5 min")],
+)
+def test_no_line_ends_between_a_number_and_its_unit(seconds: float | None, words: str) -> None:
+    shown = show_duration(seconds)
+    assert shown.replace("\xa0", " ") == words
+    assert not re.search(r"\d [a-z]", shown)
+
+
+def test_only_units_are_kept_with_their_number() -> None:
+    text = "2 workers are ready; one takes about 4.0 s, in 50 % of 12 hours"
+    assert keep_units(text) == "2 workers are ready; one takes about 4.0\xa0s, in 50\xa0% of 12 hours"

@@ -18,10 +18,18 @@ document.addEventListener("htmx:afterRequest", (event) => {
 });
 showTimes();
 showElapsed();
+showCurrentView();
 if (byId("create")) followForm(byId("create"));
 if (byId("chosen")) followChoice(byId("chosen"));
 const live = document.querySelector("[data-events]");
 if (live) followTasks(live.dataset.events, live.dataset.only);
+
+// On a phone the views scroll sideways: the current one is brought to the middle.
+function showCurrentView() {
+  const nav = document.querySelector(".top nav");
+  const current = nav?.querySelector("[aria-current]");
+  if (current) nav.scrollLeft = current.offsetLeft - nav.offsetLeft - (nav.clientWidth - current.offsetWidth) / 2;
+}
 
 function showTimes() {
   for (const time of document.querySelectorAll("time:not([title])")) {
@@ -46,7 +54,8 @@ function showElapsed() {
     const minutes = Math.floor(seconds / 60);
     const hours = Math.floor(minutes / 60);
     const words = hours ? `${hours} h ${minutes % 60} min` : minutes ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
-    place.textContent = `for ${words}`;
+    // No line ends between a number and its unit.
+    place.textContent = `for ${words.replace(/(?<=\d) /g, "\u00a0")}`;
   }
 }
 
