@@ -2,9 +2,14 @@
 
 import asyncio
 import json
+import os
+from pathlib import Path
 
 import pytest
 
+from kit.command import PROGRAM, Ended
+from kit.command import fluxpool as run_fluxpool
+from kit.control_plane import CommandError
 from kit.fake_nodes import FakeNodes, FakePods
 from kit.kafka import KafkaFactory, unique_name
 from kit.kubernetes_node import NodeSpec
@@ -37,6 +42,44 @@ async def test_a_user_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: 
         assert state["reason"].startswith("The lag is 40;")
         await fluxpool.delete("standard")
         await fluxpool.wait_state(lambda state: not state)
+
+
+async def test_kubectl_fluxpool_and_doctor_show_a_pool_its_plan_and_what_it_lacks(
+    fluxpool: OperatorBench, binaries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control_plane = fluxpool.bench.control_plane
+    # kubectl finds its plugin there, and the plugin kubectl.
+    monkeypatch.setenv("PATH", f"{binaries}{os.pathsep}{Path(PROGRAM).parent}")
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=1, **nodes.placement))
+        await fluxpool.wait_condition("ScalingActive", "False", reason="ManualMode")
+        pool = await fluxpool.wait_pool("a plan", lambda pool: pool["status"].get("readyReplicas") == 1)
+
+        shown = await control_plane.kubectl("fluxpool", "pools", "-n", fluxpool.namespace)
+        (columns, row, *why) = shown.splitlines()
+        assert columns.split()[:4] == ["NAMESPACE", "POOL", "READY", "DESIRED"]
+        assert row.split()[:4] == [fluxpool.namespace, "standard", "1", "1"]
+        reason = condition(pool, "ScalingActive")["message"]
+        assert f"standard: ScalingActive=False, {reason}" in why
+        assert any(line.startswith("standard: The lag is ") for line in why)
+
+        async def run(*arguments: str, kubeconfig: Path = control_plane.admin_kubeconfig) -> Ended:
+            return await run_fluxpool(*arguments, folder=tmp_path, environment={"KUBECONFIG": str(kubeconfig)})
+
+        found = [check for check in (await run("doctor", "--json")).document["checks"] if check["part"] == "cluster"]
+        (crd, operator, pools) = [(check["state"], check["found"]) for check in found]
+        assert crd == ("ok", "CRD fluxworkerpools.fluxpool.dev (v1alpha1)")
+        assert (operator[0], operator[1].startswith("operator ")) == ("ok", True)
+        assert pools[0] == "warning"
+        assert f"standard: ScalingActive=False, {reason}" in pools[1]
+
+        with pytest.raises(CommandError, match=r'NotFound.*"absent" not found'):
+            await control_plane.kubectl("fluxpool", "pools", "absent", "-n", fluxpool.namespace)
+        stranger = control_plane.kubeconfig_of(control_plane.login_as("stranger"), name="stranger")
+        ended = await run("doctor", "--json", kubeconfig=stranger)
+        (refused,) = [check for check in ended.document["checks"] if check["part"] == "cluster"]
+        assert (refused["state"], "Forbidden" in refused["found"]) == ("failed", True)
 
 
 async def test_an_autoscaler_drives_a_manual_pool_through_the_scale_subresource(fluxpool: OperatorBench) -> None:

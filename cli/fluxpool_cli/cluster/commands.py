@@ -62,15 +62,18 @@ def pools_result(pools: Iterable[dict[str, Any]]) -> Result:
         {"namespace": pool["metadata"].get("namespace"), "name": pool["metadata"]["name"], "status": pool.get("status")}
         for pool in pools
     ]
+    has_namespaces = len({document["namespace"] for document in documents}) > 1
     return Result(
         document={"pools": documents},
-        parts=[table, *(line for pool in pools for line in _why(pool))],
+        parts=[table, *(line for pool in pools for line in _why(pool, has_namespaces=has_namespaces))],
         names=[pool["metadata"]["name"] for pool in pools],
     )
 
 
-def _why(pool: dict[str, Any]) -> Iterable[str]:
+def _why(pool: dict[str, Any], *, has_namespaces: bool) -> Iterable[str]:
     name, status = pool["metadata"]["name"], pool.get("status") or {}
+    if has_namespaces:
+        name = f"{pool['metadata'].get('namespace')}/{name}"
     if plan := status.get("plan"):
         yield f"{name}: {plan.get('reason', '-')}"
     if not status:

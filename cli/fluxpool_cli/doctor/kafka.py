@@ -12,11 +12,12 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from fluxpool_cli.doctor.checking import Finding, State
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.target import KafkaTarget, find_target
-from fluxpool_contract.kafka import TopicSpec, topic_specs
+from fluxpool_contract.kafka import TIMESTAMP_TYPE, TopicSpec, explain_create_time, topic_specs
 from fluxpool_transport.kafka import explain, librdkafka_options
 
 _SECONDS: Final = 8.0
-_DAY_MS: Final = 86_400_000
+_HOUR_MS: Final = 3_600_000
+_DAY_MS: Final = 24 * _HOUR_MS
 
 
 def check_kafka(bootstrap_servers: str | None, data_dir: Path) -> Iterator[Finding]:
@@ -77,28 +78,36 @@ def _topic(spec: TopicSpec, topic: Any, config: Any) -> Finding:
     if leaderless:
         problems.append(f"partitions without a leader: {leaderless}")
     if partitions < spec.partitions:
-        problems.append(f"{partitions} partitions, usually {spec.partitions}: more workers than that are idle")
+        problems.append(f"usually {spec.partitions}: more workers than partitions are idle")
     try:
         values = {name: entry.value for name, entry in config.result(_SECONDS).items()}
-        problems += _retention(spec, values)
+        problems += _layout(spec, values)
     except (KafkaException, TimeoutError) as error:
         problems.append(f"its settings cannot be read ({_reason(error)})")
-    rights = ", ".join(sorted(operation.name for operation in topic.authorized_operations or ()))
-    found = f"{spec.name}: {partitions} partitions" + (f"; this user may {rights}" if rights else "")
+    words = [f"{spec.name}: {partitions} partition{'' if partitions == 1 else 's'}", *problems]
+    if rights := ", ".join(sorted(operation.name for operation in topic.authorized_operations or ())):
+        words.append(f"this user may {rights}")
     if not problems:
-        return Finding(State.OK, found)
+        return Finding(State.OK, "; ".join(words))
     state = State.FAILED if leaderless else State.WARNING
-    return Finding(state, f"{found}; {'; '.join(problems)}", "change it with kafka-topics.sh or kafka-configs.sh")
+    return Finding(state, "; ".join(words), "change it with kafka-topics.sh or kafka-configs.sh")
 
 
-def _retention(spec: TopicSpec, values: dict[str, str]) -> Iterator[str]:
+def _layout(spec: TopicSpec, values: dict[str, str]) -> Iterator[str]:
     wanted = int(spec.config.get("retention.ms", 0))
     kept = int(values.get("retention.ms") or -1)
     if wanted and 0 <= kept < wanted:
-        yield f"kept for {kept / _DAY_MS:g} days, usually {wanted / _DAY_MS:g}: what is older is lost"
+        yield f"kept for {_duration(kept)}, usually {_duration(wanted)}: what is older is lost"
     policy = spec.config.get("cleanup.policy", "delete")
     if set(values.get("cleanup.policy", policy).split(",")) != set(policy.split(",")):
         yield f"cleanup.policy is {values['cleanup.policy']}, not {policy}"
+    if values.get(TIMESTAMP_TYPE) != spec.config[TIMESTAMP_TYPE]:
+        yield explain_create_time(spec.name)
+
+
+def _duration(milliseconds: int) -> str:
+    days, rest = divmod(milliseconds, _DAY_MS)
+    return f"{days} d" if days and not rest else f"{milliseconds / _HOUR_MS:.3g} h"
 
 
 def _reason(error: Exception) -> str:

@@ -125,6 +125,12 @@ def test_the_plugin_of_kubectl_shows_pools_and_why(capsys: pytest.CaptureFixture
     assert "--namespace=images --kubeconfig=file" in told.read_text()
     assert run(["pools", "-A", "-o", "name"], program=PLUGIN) == ExitCode.OK
     assert capsys.readouterr().out == "flux\n"
+    twin = POOL | {"metadata": {"namespace": "video", "name": "flux"}}
+    kubectl(folder, answering(fluxworkerpools={"items": [POOL, twin]}))
+    assert run(["pools", "-A"], program=PLUGIN) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert "images/flux: Ready=False" in out
+    assert "video/flux: Ready=False" in out
     assert run(["--help"], program=PLUGIN) == ExitCode.OK
     assert "Usage: kubectl fluxpool" in capsys.readouterr().out
 

@@ -1,0 +1,62 @@
+"""`fluxpool doctor` on a real broker: topics as the reference has them, absent ones, and ones that lose tasks."""
+
+from pathlib import Path
+
+import pytest
+
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicNames, topic_specs
+from fluxpool_transport.kafka.topic_admin import ensure_topics
+from kit.command import fluxpool
+from kit.kafka import create_topics, unique_name
+
+pytestmark = pytest.mark.kafka
+
+
+def _variables(names: TopicNames) -> dict[str, str]:
+    return {
+        f"FLUXPOOL_TOPICS_{role.upper()}": topics if isinstance(topics, str) else ",".join(topics)
+        for role, topics in names
+    }
+
+
+async def test_topics_are_found_well_absent_or_laid_out_so_that_tasks_are_lost(
+    bootstrap_servers: str, tmp_path: Path
+) -> None:
+    prefix = unique_name("doctor")
+    # None of other tests: their brokers have the usual names.
+    names = TopicNames.model_validate(
+        {
+            role: f"{prefix}-{topics}" if isinstance(topics, str) else tuple(f"{prefix}-{topic}" for topic in topics)
+            for role, topics in TopicNames()
+        }
+    )
+    specs = topic_specs(names)
+    await ensure_topics(KafkaConnection(bootstrap_servers=tuple(bootstrap_servers.split(","))), specs)
+
+    async def findings(environment: dict[str, str]) -> list[tuple[str, str, str | None]]:
+        arguments = ("doctor", "--bootstrap-servers", bootstrap_servers, "--json", "--timeout", "60")
+        ended = await fluxpool(*arguments, folder=tmp_path, environment=environment)
+        return [
+            (item["state"], item["found"], item["remedy"])
+            for item in ended.document["checks"]
+            if item["part"] == "kafka"
+        ]
+
+    (broker, *topics) = await findings(_variables(names))
+    assert broker == ("ok", f"1 broker at {bootstrap_servers}", None)
+    assert [(state, found.partition(";")[0]) for state, found, _ in topics] == [
+        ("ok", f"{spec.name}: {spec.partitions} partition{'' if spec.partitions == 1 else 's'}") for spec in specs
+    ]
+    assert all("this user may " in found and "READ" in found and "WRITE" in found for _, found, _ in topics)
+
+    short, absent = f"{prefix}-short", f"{prefix}-absent"
+    await create_topics(bootstrap_servers, {short: 2}, config={"retention.ms": "3600000", "cleanup.policy": "compact"})
+    changed = _variables(names) | {"FLUXPOOL_TOPICS_TASKS": short, "FLUXPOOL_TOPICS_RESULTS": absent}
+    (_, first, *others, missing) = await findings(changed)
+    assert (first[0], missing[0], {state for state, _, _ in others}) == ("warning", "failed", {"ok"})
+    assert first[1].startswith(f"{short}: 2 partitions; usually 6: more workers than partitions are idle; ")
+    assert "cleanup.policy is compact, not delete" in first[1]
+    assert "kept for 1 h, usually 7 d" in first[1]
+    assert "message.timestamp.type=CreateTime" in first[1]
+    assert missing[1].startswith(f"topics that cannot be described: {absent} (")
