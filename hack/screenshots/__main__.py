@@ -1,6 +1,6 @@
 """`python -m screenshots [FOLDER]`: takes the documentation's pictures of the page, desktop and phone, as WebP files.
 
-The views are those of `VIEWS`; a view that logs an error ends the run.
+The views are those of `LOG_IN` and `views`; a view that logs an error ends the run.
 """
 
 import asyncio
@@ -47,6 +47,10 @@ async def _open_endpoint(page: Page) -> None:
     await page.get_by_role("heading", name="Asset library").wait_for()
 
 
+async def _show_pool(page: Page) -> None:
+    await page.get_by_role("heading", name="flux-dev").wait_for()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """One view, and what is done in it before its pictures are taken."""
@@ -57,8 +61,11 @@ class View:
     schemes: tuple[Scheme, ...] = ("light",)
 
 
+LOG_IN: Final = View(name="login", path="login")
+
+
 def views(ground: Ground) -> list[View]:
-    """Every view of the page."""
+    """Every view of the page behind the log in."""
     one = ground.ended[0].request_id
     return [
         View(name="create", path=f"create?from={one}&seed=1", schemes=("light", "dark")),
@@ -68,6 +75,7 @@ def views(ground: Ground) -> list[View]:
         View(name="compare", path="compare"),
         View(name="results", path="compare/results"),
         View(name="queue", path="queue", prepare=_choose_waiting),
+        View(name="pools", path="pools", prepare=_show_pool),
         View(name="dead-letters", path="dead-letters"),
         View(name="replay", path="dead-letters/edit?all=1&error_code=generation-failed", prepare=_try_patch),
         View(name="webhooks", path="webhooks", prepare=_open_endpoint),
@@ -85,8 +93,9 @@ async def main(folder: Path) -> None:
             prepared(kafka.bootstrap_servers, work) as ground,
             opened_tab(browser, ground.url) as tab,
         ):
+            pictures = dict(await _take(tab, LOG_IN))
             await tab.log_in(ground.key)
-            pictures = {file: picture for view in views(ground) for file, picture in await _take(tab, view)}
+            pictures |= {file: picture for view in views(ground) for file, picture in await _take(tab, view)}
             if tab.errors:
                 raise SystemExit("\n".join(tab.errors))
     _write(folder, pictures)
