@@ -68,7 +68,7 @@ class TenantLimits(BaseModel):
 def _check_issuer(url: str) -> str:
     parts = urlsplit(check_http_url(url))
     if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
-        raise ValueError("must begin with https://: whoever answers in its place can make tokens")
+        raise ValueError("must begin with https://: a server that answers in its place could make tokens")
     return url
 
 

@@ -211,7 +211,7 @@ async def test_when_the_projecting_one_is_killed_another_takes_over_and_a_rebuil
                 await judge(leader, rater="ann", scores=[1, 5], winner="a")
                 leader.gateway.projector.kill()
                 await judge(other, rater="bob", scores=[4], winner="tie")
-                # What is said anew while nobody projects.
+                # A second judgement while no process projects.
                 await judge(leader, rater="ann", scores=[2], winner="b")
         await wait_until(
             lambda: "projector_started" in other.gateway.log(), deadline_seconds=60, what="the other's take-over"

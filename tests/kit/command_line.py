@@ -31,7 +31,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     """Runs `fluxpool` with `FLUXPOOL_API_KEY`, which a call may change for itself; None leaves it out."""
     usual = key
 
-    # The profiles of whoever runs the tests are no part of them.
+    # The profiles of the user who runs the tests are no part of them.
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
 
     async def command(*arguments: str, key: str | None = usual) -> tuple[int, str, str]:

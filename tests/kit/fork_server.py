@@ -1,7 +1,7 @@
 """A process that has imported programs and forks them: the far side of `kit.warm_start` and `kit.warm_program`.
 
 Usage: fork_server.py CONTROL LISTENER IMPORTS: two inherited descriptors, and what to import. When the other end of
-CONTROL ends, it ends with its programs. Whoever connects to LISTENER sends a message with descriptors, then a request;
+CONTROL ends, it ends with its programs. A client of LISTENER sends a message with descriptors, then a request;
 it is answered by the pid and, once the program has ended, by its exit code. This process has a single thread, so a
 fork copies no lock that another thread holds. A program has its own arguments, environment, streams and signal
 handlers, runs as `__main__`, and finishes as any interpreter does.

@@ -58,7 +58,7 @@ class PartSettings:
             listen_host=HOST,
             listen_port=self.gateway_port,
             tenant_secret_file=self.data_dir.tenant_secret,
-            # Receivers are programs on this machine, and whoever uses this gateway can reach them anyway.
+            # Receivers are programs on this machine, which the users of this gateway can reach anyway.
             webhooks=WebhookSettings(allow_http=True, allowed_networks=("127.0.0.0/8", "::1/128")),
         )
         return _inherited() | settings.to_environment()

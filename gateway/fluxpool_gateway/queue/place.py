@@ -142,7 +142,7 @@ def _with_coming(
 ) -> tuple[float | None, float | None]:
     """Seconds until a worker begins a task with so many before it, and until its result; with the workers that start.
 
-    `eta_seconds` is by the ready ones. When others join, partitions are dealt anew, so the tasks are spread over all.
+    `eta_seconds` is by the ready ones. When others join, partitions are reassigned, so the tasks are spread over all.
     """
     seconds = queue.seconds_per_task
     starts_in = None if eta_seconds is None or seconds is None else max(0.0, eta_seconds - seconds)

@@ -1,4 +1,4 @@
-"""Endpoints of tenants, and the statements that read and write them. Whoever runs these owns the transaction.
+"""Endpoints of tenants, and the statements that read and write them. The caller owns the transaction.
 
 Whatever touches the deliveries of an endpoint first locks its row: so two transactions that do cannot pass each other,
 and where several endpoints are locked it is in the order of their ids, so that they cannot wait for each other.

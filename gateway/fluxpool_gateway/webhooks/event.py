@@ -1,7 +1,7 @@
 """What happened to a task or a group, as a message of Standard Webhooks. Pure.
 
-An event has the same id whoever finds it, and however often: the tasks of a store that is built again from Kafka, or a
-result that is delivered again, make no second one.
+An event has the same id in every process that finds it, and each time: the tasks of a store that is built again from
+Kafka, or a result that is delivered again, make no second one.
 """
 
 import hashlib

@@ -175,7 +175,7 @@ async def test_every_route_answers_as_if_another_tenants_tasks_were_not_there(
         assert PROMPT not in text, question
         assert IMAGE.decode("latin-1") not in text, question
         if any(name in question.path.partition("?")[0] for name in (DONE, QUEUED)):
-            # An id that is chosen is a UUID, whoever has tasks.
+            # An id that is chosen is a UUID, whichever tenant has tasks.
             judged = question.path.partition("?")[0].endswith(("/rating", "/star"))
             is_chosen = question.method == "PUT" and not judged
             assert status == (422 if is_chosen else 404), question

@@ -60,7 +60,7 @@ class Following:
         """A reading has found these ends; whether all before those of the reading before has arrived.
 
         Only then it is known what others sent; the consumer had the time between two readings for it. Follows the
-        partitions of these ends, new ones from there on: none of them while more arrives than is worth it, and anew
+        partitions of these ends, new ones from there on: none of them while more arrives than is worth it, and again
         when too little has arrived for long.
         """
         before, elapsed_seconds = self._ends, 0.0 if self._read_at is None else now - self._read_at

@@ -53,7 +53,7 @@ class _Ring:
     def append(self, *values: float) -> None:
         count = self._count[0]
         _ENTRY.pack_into(self._memory, self._place(count), *values)
-        # Last: whoever reads this number finds the entry.
+        # Last: a process that reads this number finds the entry.
         self._count[0] = count + 1
 
     def unread(self) -> Iterator[tuple[int, int, float, float]]:

@@ -28,7 +28,7 @@ def end_process(code: int) -> NoReturn:
     machine such an end was a SIGABRT, after the result had been printed. So there is no finalization.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Either may be closed, or its reader gone; whoever depends on the output has flushed it before.
+        # Either may be closed, or its reader gone; a program that depends on its output has flushed it before.
         with suppress(OSError, ValueError):
             if stream is not None:
                 stream.flush()

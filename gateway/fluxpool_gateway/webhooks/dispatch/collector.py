@@ -3,7 +3,7 @@
 The task store numbers each change in the transaction that projects it, so that its rows are the outbox: the collector
 reads the ends after the number that it has come to, and saves its deliveries in one transaction with that number. So
 nothing is lost or made twice whenever it is killed, the projector does no work for it, and a store that was built again
-from Kafka, which numbers all of its tasks anew, brings up events that are known already. An end that a replay undid
+from Kafka, which renumbers all of its tasks, brings up events that are known already. An end that a replay undid
 before it was read makes no event: the task has not ended.
 """
 
