@@ -177,6 +177,7 @@ def _become(connection: socket.socket, descriptors: list[int]) -> list[str]:
         os.close(descriptor)
     with suppress(FileNotFoundError):  # a pod's folder
         os.chdir(request["folder"])
+    os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
     # None stands for the fork server, whose pid the other side does not know.

@@ -43,11 +43,14 @@ def main(address: str, module: str, arguments: list[str]) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(f"\0{address}")
         socket.send_fds(server, [BOUND], [1, 2, *handed_over])
+        umask = os.umask(0o077)
+        os.umask(umask)
         request = {
             "module": module,
             "arguments": given,
             "environment": dict(os.environ),
             "folder": os.getcwd(),  # noqa: PTH109 - starts faster without pathlib
+            "umask": umask,
             "descriptors": [1, 2, *handed_over],
         }
         encoded = json.dumps(request).encode()

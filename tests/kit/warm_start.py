@@ -163,6 +163,7 @@ class _ForkServer:
             "arguments": arguments,
             "environment": dict(environment),
             "folder": str(folder or Path.cwd()),
+            "umask": _umask(),
             "descriptors": [1, 2],
         }
         encoded = dumps(request).encode()
@@ -173,6 +174,12 @@ class _ForkServer:
     def close(self) -> None:
         self._control.close()
         self._process.wait()
+
+
+def _umask() -> int:
+    # The system call that returns it also sets it, for all threads.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))
 
 
 def _environment_of_imports() -> dict[str, str]:

@@ -48,13 +48,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.mark.parametrize("ends_by", ["nothing", "code", "message", "raise"])
 def test_a_program_sees_itself_and_ends_as_an_executed_one(start: Start, ends_by: str) -> None:
-    forked, its_output = start(ends_by)
-    executed, other_output = start(ends_by, executed=True)
+    before = os.umask(0o027)
+    try:
+        forked, its_output = start(ends_by)
+        executed, other_output = start(ends_by, executed=True)
+    finally:
+        os.umask(before)
     assert forked.wait(SECONDS) == executed.wait(SECONDS) == {"nothing": 0, "code": 7}.get(ends_by, 1)
     said, expected = its_output.read_text(), other_output.read_text()
     (state,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert state == next(json.loads(line) for line in expected.splitlines() if line.startswith("{"))
-    assert state["environment"]["PROBE"] == "of its own"
+    assert (state["environment"]["PROBE"], state["umask"]) == ("of its own", 0o027)
     assert ("last words" in said, "no such pool" in said) == (True, ends_by in {"message", "raise"})
 
 
