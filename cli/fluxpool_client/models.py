@@ -299,6 +299,8 @@ class ApiKey(_Response):
     """None: all."""
     models: tuple[str, ...] | None = None
     """None: all."""
+    submit_limit: str | None = None
+    """Tasks that may be submitted with it in a time, as 5/second; None: as many as its tenant may."""
     state: str
     created_at: datetime
     expires_at: datetime | None

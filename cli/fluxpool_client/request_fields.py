@@ -88,6 +88,8 @@ class KeyFields(TypedDict, total=False):
     loras: Sequence[str]
     presets: Sequence[str]
     models: Sequence[str]
+    submit_limit: str
+    """Tasks in a time, as 5/second; without it, as many as its tenant may submit."""
 
 
 class CancelFields(TypedDict, total=False):

@@ -54,12 +54,16 @@ def _check_limited(name: str) -> str:
     return name if name == EVERY_TENANT else check_tenant(name)
 
 
+SubmitLimit = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}/(second|minute|hour|day)$")]
+"""Tasks in a time, as 50/second."""
+
+
 class TenantLimits(BaseModel):
     """What a tenant may use of the gateway."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    submit: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}/(second|minute|hour|day)$")] | None = None
+    submit: SubmitLimit | None = None
     """Tasks that it may submit in a time: 50/second, or 3000/minute for longer bursts."""
     outstanding: Annotated[int, Field(ge=1, le=30_000)] | None = None
     """Tasks of it that may be unfinished."""

@@ -3,8 +3,6 @@
 Nothing is connected before it is used.
 """
 
-from typing import TYPE_CHECKING
-
 from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters import jobs
 from fluxpool_gateway.identity.key_store import KeyStore
@@ -16,13 +14,11 @@ from fluxpool_gateway.store.postgres.reads import PostgresReads
 from fluxpool_gateway.store.postgres.shared_tables import SharedTables
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.shared_file import Shared
+from fluxpool_gateway.tasks.limits import QuotasOnDemand, TaskQuotas
 from fluxpool_gateway.webhooks.secret_box import open_secret_box
 from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_transport.storage import ObjectStore, open_object_store
 from fluxpool_transport.tenant_secret import tenant_keys_of
-
-if TYPE_CHECKING:
-    from fluxpool_gateway.identity.quotas import Quotas
 
 
 def open_task_reader(settings: GatewaySettings) -> TaskStoreReader:
@@ -84,14 +80,16 @@ def open_webhooks(settings: GatewaySettings, *, durable: bool = True) -> Webhook
     return WebhookStore(settings.webhook_store(), durable=durable, box=box)
 
 
-def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | None":
-    """The limits of tenants; None where the settings have none."""
-    if not settings.tenant_limits:
-        return None
-    # Here alone, for the start of gateways without limits: it takes a tenth of it.
-    from fluxpool_gateway.identity.quotas import Quotas  # noqa: PLC0415
+def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> TaskQuotas:
+    """The limits of tenants and keys."""
 
-    return Quotas(settings.tenant_limits, open_limit_counts(settings), store)
+    def open_now() -> TaskQuotas:
+        # Here alone, for the start of gateways without limits: it takes a tenth of it.
+        from fluxpool_gateway.identity.quotas import Quotas  # noqa: PLC0415
+
+        return Quotas(settings.tenant_limits, open_limit_counts(settings), store)
+
+    return open_now() if settings.tenant_limits else QuotasOnDemand(open_now)
 
 
 def open_signer(settings: GatewaySettings) -> ObjectStore | None:

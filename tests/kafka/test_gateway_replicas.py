@@ -187,6 +187,15 @@ async def test_any_replica_answers_for_a_task_right_after_the_202_of_another(
             for replica in (two, one, two, one, two)
         ]
         assert codes == [202, 202, 202, 429, 429]
+        # The limit of a key, which leaves the other keys of its tenant alone.
+        body |= {"tenant": "many", "submit_limit": "2/day"}
+        slow = (await one.client.post("v1/keys", json=body)).json()["key"]
+        headers = {"authorization": f"Bearer {slow}"}
+        codes = [
+            (await replica.client.post("v1/generations", json={"prompt": "a"}, headers=headers)).status_code
+            for replica in (two, one, two, one)
+        ]
+        assert codes == [202, 202, 429, 429]
         # One of them projects, the other stands by.
         logs = [replica.gateway.log() for replica in (one, two)]
         assert sum("projector_started" in log for log in logs) == 1

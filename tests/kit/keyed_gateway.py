@@ -329,7 +329,6 @@ async def replica(
     await gate.close()
     await reservations.close()
     await jobs.close()
-    if quotas is not None:
-        await quotas.close()
+    await quotas.close()
     store.close()
     webhooks.close()

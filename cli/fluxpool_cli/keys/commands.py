@@ -63,6 +63,10 @@ def create(
         list[str] | None,
         typer.Option(help="Family or checkpoint of the pools that may make its images; may be repeated."),
     ] = None,
+    submit_limit: Annotated[
+        str | None,
+        typer.Option(help="Tasks in a time, as 5/second or 300/minute. As many as its tenant may by default."),
+    ] = None,
     gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
@@ -81,6 +85,8 @@ def create(
         fields["presets"] = preset
     if model:
         fields["models"] = model
+    if submit_limit is not None:
+        fields["submit_limit"] = submit_limit
     if expires is not None:
         fields["expires_in_seconds"] = parse_duration_option(expires, option="--expires")
     with gateway.client() as client:
@@ -121,7 +127,7 @@ def rotate(
     gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
-    """Replace a key by a new one with the same name, tenant, scopes and lifetime, and print the new one."""
+    """Replace a key by a new one with the same name, tenant, scopes, limit and lifetime, and print the new one."""
     overlap_seconds = parse_duration_option(overlap, option="--overlap")
     with gateway.client() as client:
         created = client.rotate_key(_checked_id(key_id), overlap_seconds=overlap_seconds)
@@ -164,4 +170,6 @@ def _rights(key: ApiKey) -> str:
     """What tasks may ask for, such as `standard quality=exact lora=ink,wash`; without a name all are allowed."""
     bound = {"quality": key.qualities, "lora": key.loras, "preset": key.presets, "model": key.models}
     named = [f"{name}={','.join(values) or '-'}" for name, values in bound.items() if values is not None]
+    if key.submit_limit is not None:
+        named.append(f"submit-limit={key.submit_limit}")
     return " ".join([",".join(key.priorities), *named])

@@ -375,8 +375,7 @@ async def _running(
                 task.cancel()
             await producer.stop()
             await reservations.close()
-            if quotas is not None:
-                await quotas.close()
+            await quotas.close()
     finally:
         await dead_letters.jobs.close()
         store.close()

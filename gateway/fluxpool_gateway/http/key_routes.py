@@ -22,6 +22,7 @@ from fluxpool_gateway.identity.key_record import KeyRecord, KeyState
 from fluxpool_gateway.identity.key_store import KeyStoreUnavailableError
 from fluxpool_gateway.identity.rights import Rights
 from fluxpool_gateway.presets.preset import MAX_PRESETS
+from fluxpool_gateway.settings import SubmitLimit
 
 PATH: Final = "/v1/keys"
 DAY_SECONDS: Final = 24 * 3600
@@ -70,6 +71,9 @@ class KeyRequest(RequestModel):
     models: Annotated[frozenset[ModelName], Field(min_length=1, max_length=MAX_MODEL_RIGHTS)] | None = None
     """Models that may make its images: families as `GET /v1/models` lists them, or checkpoints as `GET /v1/pools` does.
     The pool behind the task's priority decides. Absent: all."""
+    submit_limit: SubmitLimit | None = None
+    """Tasks that may be submitted with it in a time, as 5/second, within the limits of its tenant. Keys that rotations
+    make of it count together with it. Absent: as many as the tenant may."""
 
 
 class RotationRequest(RequestModel):
@@ -97,6 +101,8 @@ class KeyView(BaseModel):
     """Null: all."""
     models: tuple[str, ...] | None
     """Null: all."""
+    submit_limit: str | None
+    """Null: as many as the tenant may."""
     state: KeyState
     created_at: datetime
     expires_at: datetime | None
@@ -120,6 +126,7 @@ class KeyView(BaseModel):
                 "loras": None if record.rights.loras is None else sorted(record.rights.loras),
                 "presets": None if record.rights.presets is None else sorted(record.rights.presets),
                 "models": None if record.rights.models is None else sorted(record.rights.models),
+                "submit_limit": record.submit_limit,
                 "state": record.state(now_ms),
                 "created_at": _moment(record.created_at_ms),
                 "expires_at": _moment(record.expires_at_ms),
@@ -189,6 +196,7 @@ async def create_key(wanted: KeyRequest, gate: WithGate, caller: WithCaller) -> 
         ),
         created_at_ms=now_ms,
         expires_at_ms=None if lifetime_seconds is None else now_ms + 1000 * lifetime_seconds,
+        submit_limit=wanted.submit_limit,
     )
     try:
         await gate.store.add(record)
@@ -233,7 +241,7 @@ async def list_keys(
     **requires(KeyScope.ADMIN),
 )
 async def rotate_key(wanted: RotationRequest, key_id: KeyIdInPath, gate: WithGate, caller: WithCaller) -> Response:
-    """The new key has the same name, tenant, scopes and lifetime; the old one is accepted until the overlap ends."""
+    """The new key has the same name, tenant, rights, limit and lifetime; the old one works until the overlap ends."""
     now_ms = gate.now_ms()
     text, presented = _made()
     successors: list[KeyRecord] = []

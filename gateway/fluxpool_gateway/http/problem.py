@@ -52,7 +52,7 @@ class ProblemCode(StrEnum):
     UNAUTHORIZED = "unauthorized", 401, "The request needs a valid API key or token"
     INSUFFICIENT_SCOPE = "insufficient_scope", 403, "The API key or token does not allow this"
     NOT_ENTITLED = "not_entitled", 403, "The API key or token does not allow a value"
-    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "The tenant submits more than it may"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "The tenant or the key submits more than it may"
     OUTSTANDING_LIMIT_EXCEEDED = "outstanding_limit_exceeded", 429, "The tenant has too many unfinished tasks"
     QUEUE_TOO_LONG = "queue_too_long", 429, "More tasks wait than the request allows"
     WOULD_START_LATE = "would_start_late", 429, "The task would not begin in time"

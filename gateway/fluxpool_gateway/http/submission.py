@@ -49,7 +49,7 @@ from fluxpool_gateway.http.request_context import (
     send_problem,
 )
 from fluxpool_gateway.identity.api_key import KeyScope
-from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.identity.caller import Caller, KeyLimit
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.store.task_state import TaskKey, TaskState
@@ -121,7 +121,7 @@ class Submission:
     models_of: Callable[[str], Sequence[frozenset[str]]] = lambda _topic: ()
     """The names of the model of each pool that serves a topic; empty while none is known."""
     quotas: TaskQuotas | None = None
-    """The limits of tenants; None where there are none."""
+    """The limits of tenants and keys; None where there are none."""
     trust: TenantTrust = field(default_factory=TenantTrust)
     """Proves to the projector and to workers whose a task is."""
     public_url: str | None
@@ -198,7 +198,9 @@ class Submission:
         request_id = idempotent_request_id(tenant, f"retry of {ended.request_id} after {ended.version}")
         value = render_task(request, request_id, parent_id=ended.request_id, more=kept)
         more: list[tuple[str, str]] = []
-        await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
+        await self._produce_once(
+            headers, request, tenant=tenant, limit=caller.limit, request_id=request_id, value=value, more=more
+        )
         return request_id, more
 
     async def _submit(
@@ -273,14 +275,16 @@ class Submission:
             request, value = self._render(request, request_id, caller)
             try:
                 await self._admit_and_produce(
-                    headers, request, tenant=tenant, request_id=request_id, value=value, more=more
+                    headers, request, tenant=tenant, limit=caller.limit, request_id=request_id, value=value, more=more
                 )
             except UnwrittenError as error:
                 raise error.answer from error
             return request_id
         request_id = idempotent_request_id(tenant, check_idempotency_key(key))
         request, value = self._render(request, request_id, caller)
-        await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
+        await self._produce_once(
+            headers, request, tenant=tenant, limit=caller.limit, request_id=request_id, value=value, more=more
+        )
         return request_id
 
     async def _put(
@@ -301,7 +305,7 @@ class Submission:
             )
         request, value = self._render(await self._read(headers, receive, caller), request_id, caller)
         return await self._produce_once(
-            headers, request, tenant=caller.tenant, request_id=request_id, value=value, more=more
+            headers, request, tenant=caller.tenant, limit=caller.limit, request_id=request_id, value=value, more=more
         )
 
     async def _read(self, headers: _RequestHeaders, receive: Receive, caller: Caller) -> GenerationRequest:
@@ -344,6 +348,7 @@ class Submission:
         request: GenerationRequest,
         *,
         tenant: str,
+        limit: KeyLimit | None,
         request_id: str,
         value: bytes,
         more: list[tuple[str, str]],
@@ -354,7 +359,7 @@ class Submission:
         async def produce() -> None:
             nonlocal is_new
             await self._admit_and_produce(
-                headers, request, tenant=tenant, request_id=request_id, value=value, more=more
+                headers, request, tenant=tenant, limit=limit, request_id=request_id, value=value, more=more
             )
             is_new = True
 
@@ -370,11 +375,12 @@ class Submission:
         request: GenerationRequest,
         *,
         tenant: str,
+        limit: KeyLimit | None,
         request_id: str,
         value: bytes,
         more: list[tuple[str, str]],
     ) -> None:
-        """Write the record within the limits of the request and of the tenant; raises as `_produce` does."""
+        """Write the record within the limits of request, tenant and key; raises as `_produce` does."""
         try:
             # First: a request that would wait too long uses up no limit of the tenant.
             if request.limits_wait and self.admission is not None:
@@ -382,7 +388,7 @@ class Submission:
             if request.webhook is not None:
                 await self.webhooks.prepare(request.webhook, tenant=tenant)
             if self.quotas is not None:
-                more += await self.quotas.admit(tenant, [request_id])
+                more += await self.quotas.admit(tenant, [request_id], limit=limit)
         except ProblemError as error:
             raise UnwrittenError(error) from error
         try:

@@ -12,6 +12,16 @@ REALM: Final = "fluxpool"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimit:
+    """How many tasks a key may submit, within the limits of its tenant."""
+
+    bucket: str
+    """What is counted together: a key and those that rotations made of it."""
+    submit: str
+    """Tasks in a time, as 50/second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """The holder of a key or token, or anybody where none is needed."""
 
@@ -20,6 +30,8 @@ class Caller:
     scopes: frozenset[KeyScope]
     rights: Rights
     """What it may ask for in a submission."""
+    limit: KeyLimit | None = None
+    """Of its key alone; None where it has none."""
     name: str | None = None
     """The key or token, as people know it: it is logged, and part of what the caller causes. None without
     authentication."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey
-from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.identity.caller import Caller, KeyLimit
 from fluxpool_gateway.identity.rights import Rights
 
 
@@ -34,6 +34,10 @@ class KeyRecord:
     """To a minute; None when it never was."""
     replaced_by: str | None = None
     """Id of the key that a rotation made."""
+    submit_limit: str | None = None
+    """Tasks that may be submitted with it in a time, as 50/second; None: as many as its tenant may."""
+    bucket: str | None = None
+    """Id of the first key of its rotations, with which it shares the limit; None: it is the first."""
 
     def matches(self, presented: PresentedKey) -> bool:
         """Whether this is the presented key; takes the same time whatever differs."""
@@ -49,7 +53,12 @@ class KeyRecord:
 
     def caller(self) -> Caller:
         """Who presents it."""
-        return Caller(tenant=self.tenant, scopes=self.scopes, rights=self.rights, name=f"API key {self.key_id}")
+        limit = None
+        if self.submit_limit is not None:
+            limit = KeyLimit(bucket=self.bucket or self.key_id, submit=self.submit_limit)
+        return Caller(
+            tenant=self.tenant, scopes=self.scopes, rights=self.rights, limit=limit, name=f"API key {self.key_id}"
+        )
 
     def revoked(self, *, now_ms: int) -> "KeyRecord":
         """The revoked key; one that was revoked before stays as it is."""
@@ -65,6 +74,8 @@ class KeyRecord:
             created_at_ms=now_ms,
             expires_at_ms=None if lifetime_ms is None else now_ms + lifetime_ms,
             last_used_at_ms=None,
+            # Together they may submit no more than one of them, while both are accepted.
+            bucket=self.bucket or self.key_id,
         )
         ends_at_ms = now_ms + overlap_ms
         if self.expires_at_ms is not None:

@@ -26,4 +26,6 @@ api_keys = Table(
     Column("loras", Text),
     Column("presets", Text),
     Column("models", Text),
+    Column("submit_limit", String(16)),
+    Column("bucket", String(12)),
 )

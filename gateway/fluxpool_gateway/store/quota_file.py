@@ -1,4 +1,4 @@
-"""What the limits of tenants count, in a file that server processes share: submissions in a time, unfinished tasks.
+"""What the limits of tenants and keys count, in a file that server processes share: submissions, unfinished tasks.
 
 How many submissions fit is decided by the `limits` library (sliding window counter); here is its storage. It has none
 for processes that share a disk and no server. Outstanding are the tasks that the task store knows as unfinished, and
@@ -54,19 +54,32 @@ logger = structlog.stdlib.get_logger(__name__)
 
 
 class LimitName(StrEnum):
-    """Which limit of a tenant."""
+    """Which limit of a tenant, or of a key."""
 
     SUBMIT = "submit"
     """Tasks submitted in a time."""
     OUTSTANDING = "outstanding"
     """Tasks that are not finished."""
+    KEY_SUBMIT = "key-submit"
+    """Tasks submitted with a key, and those that rotations made of it, in a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Tasks that may be submitted in a time."""
+
+    name: LimitName
+    item: RateLimitItem
+    counted_for: tuple[str, ...]
+    """What has the limit: a tenant, which never holds a slash, or `key` and a bucket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits of a tenant; None where there is none."""
+    """The limits of a submission; None where there is none."""
 
-    submit: RateLimitItem | None = None
+    rates: tuple[Rate, ...] = ()
+    """That of the tenant, then that of the key."""
     outstanding: int | None = None
 
 
@@ -154,13 +167,10 @@ class Transaction:
             counted = self._count(connection, request, limits.outstanding, now_ms)
             if counted.outstanding + wanted > limits.outstanding:
                 exceeded = LimitName.OUTSTANDING
-        # Last, because it cannot be undone: what is refused for another reason uses up nothing.
-        if limits.submit is not None:
-            if exceeded is None and not windows.hit(limits.submit, tenant, cost=wanted):
-                exceeded = LimitName.SUBMIT
-            state = windows.get_window_stats(limits.submit, tenant)
-            wait_seconds = max(1, ceil(state.reset_time - time.time()))
-            remaining.append(Remaining(limit=LimitName.SUBMIT, count=state.remaining, more_in_seconds=wait_seconds))
+        # Last, because it cannot be undone: what is refused for another reason, or by one of them, uses up nothing.
+        if exceeded is None:
+            exceeded = _hit(limits.rates, windows, wanted)
+        remaining += [_left(rate, windows) for rate in limits.rates]
         if limits.outstanding is not None:
             if exceeded is None:
                 rows = [(tenant, request_id, now_ms) for request_id in request.request_ids]
@@ -196,6 +206,23 @@ class Transaction:
         connection.executemany("DELETE FROM admission WHERE tenant = ? AND request_id = ?", gone)
         connection.execute(_SAVE_COUNT, [tenant, unfinished, now_ms])
         return _Count(unfinished=unfinished, admitted=len(admitted) - len(gone), age_ms=0)
+
+
+def _hit(rates: Sequence[Rate], windows: SlidingWindowCounterRateLimiter, cost: int) -> LimitName | None:
+    """Count tasks in all of them, or in none; which refuses them, of several the one that does so longest."""
+    full = [rate for rate in rates if not windows.test(rate.item, *rate.counted_for, cost=cost)]
+    if not full:
+        for rate in rates:
+            windows.hit(rate.item, *rate.counted_for, cost=cost)
+        return None
+    longest = max(full, key=lambda rate: (cost > rate.item.amount, _left(rate, windows).more_in_seconds or 0))
+    return longest.name
+
+
+def _left(rate: Rate, windows: SlidingWindowCounterRateLimiter) -> Remaining:
+    state = windows.get_window_stats(rate.item, *rate.counted_for)
+    wait_seconds = max(1, ceil(state.reset_time - time.time()))
+    return Remaining(limit=rate.name, count=state.remaining, more_in_seconds=wait_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

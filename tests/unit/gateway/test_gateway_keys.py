@@ -432,7 +432,7 @@ def test_keys_from_before_rights_keep_what_they_could(tmp_path: Path) -> None:
     prepare(settings)
     file = settings.key_store_file()
     with closing(sqlite3.connect(file)) as connection, connection:
-        for column in ("priorities", "qualities", "loras", "presets", "models"):
+        for column in ("priorities", "qualities", "loras", "presets", "models", "submit_limit", "bucket"):
             connection.execute(f"ALTER TABLE api_key DROP COLUMN {column}")
         connection.execute("DROP TABLE secret")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")

@@ -13,7 +13,7 @@ from fluxpool_gateway.identity.quotas import Quotas
 from fluxpool_gateway.settings import EVERY_TENANT, GatewaySettings, TenantLimits
 from fluxpool_gateway.store.quota_file import quota_file
 from fluxpool_gateway.store.task_state import ResultSeen, TaskSeen, TaskStatus
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
 from kit.quota_users import NothingStored, count_admitted
 from kit.waiting import wait_until
 
@@ -84,6 +84,57 @@ async def test_tasks_fit_again_when_their_window_is_over(tmp_path: Path) -> None
     assert (refused.code, dict(refused.headers)["retry-after"]) == (ProblemCode.RATE_LIMIT_EXCEEDED, "1")
     await wait_until(is_admitted, deadline_seconds=30, what="another admission")
     await quotas.close()
+
+
+# Submissions of a key
+
+
+async def test_a_key_has_a_limit_of_its_own_in_both_replicas_beside_the_other_keys_of_its_tenant(
+    gateway: Gateway,
+) -> None:
+    slow = await gateway.create(tenant="free", submit_limit="2/hour")
+    other = await gateway.create(tenant="free")
+    answers = [await replica.submit(slow) for replica in (gateway.one, gateway.two, gateway.one)]
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    refused = answers[-1]
+    assert '"key-submit";q=2;w=3600' in refused.headers["ratelimit-policy"].split(", ")
+    assert [left.split(";")[:2] for left in refused.headers["ratelimit"].split(", ")] == [
+        ['"submit"', "r=98"], ['"key-submit"', "r=0"], ['"outstanding"', "r=48"],
+    ]  # fmt: skip
+    assert 0 < int(refused.headers["retry-after"]) <= 120
+    problem = refused.json()
+    assert problem["error"]["code"] == "rate_limit_exceeded"
+    assert "this API key may submit 2 per 1 hour" in problem["detail"]
+    assert len(gateway.records.headers) == 2
+    # What was refused used up nothing of the tenant.
+    assert (await gateway.two.submit(other)).headers["ratelimit"].startswith('"submit";r=97;')
+
+
+async def test_the_limit_of_the_tenant_holds_for_a_key_with_a_higher_one(gateway: Gateway) -> None:
+    key = await gateway.create(tenant="hourly", submit_limit="50/hour")
+    answers = [await gateway.one.submit(key) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
+    assert "tenant hourly may submit 3 per 1 hour" in answers[-1].json()["detail"]
+    assert answers[-1].headers["ratelimit"].split(", ")[1].startswith('"key-submit";r=47;')
+
+
+async def test_rotated_keys_share_one_limit_where_no_tenant_has_one(tmp_path: Path) -> None:
+    async with keyed_gateway(keyed_settings(tmp_path)) as gateway:
+        keys = [await gateway.create(submit_limit="3/hour")]
+        for _ in range(2):
+            path = f"/v1/keys/{key_id(keys[-1])}/rotate"
+            made = (await gateway.one.ask("POST", path, gateway.admin, json={})).json()
+            assert made["submit_limit"] == "3/hour"
+            keys.append(made["key"])
+        assert [(await gateway.two.submit(key)).status_code for key in (*keys, *keys)] == [202] * 3 + [429] * 3
+        assert (await gateway.one.submit(gateway.admin)).status_code == 202
+
+
+@pytest.mark.parametrize("limit", ["fast", "0/second", "5/s", 5])
+async def test_a_key_limit_that_means_nothing_is_refused(gateway: Gateway, limit: object) -> None:
+    body = {"name": "n", "scopes": ["submit"], "submit_limit": limit}
+    answer = await gateway.one.ask("POST", "/v1/keys", gateway.admin, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "submit_limit")
 
 
 # Unfinished tasks
