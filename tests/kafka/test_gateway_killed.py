@@ -1,13 +1,15 @@
-"""Every process of a gateway is killed under load of every route that writes: what was acknowledged is in Kafka."""
+"""Every process of a gateway is killed under load of every route that writes: what was acknowledged is in Kafka,
+and ends are told to a webhook."""
 
 import asyncio
 import json
 import os
+import random
 import signal
 import sqlite3
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +21,27 @@ import pytest
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, start_gateway, told
+from kit.gateway_process import (
+    GatewayProcess,
+    gateway_settings,
+    gateway_topics,
+    running_gateway,
+    start_dispatcher,
+    start_gateway,
+    told,
+)
 from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
+from kit.webhook_receiver import LOOPBACK, Receiver, running_receiver
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 KINDS = ("submit", "batch", "put", "cancel", "rate", "delete")
 ENDED = 60
 """Tasks that have images, to rate and to delete."""
+LATEST_KILL_SECONDS = 0.1
+"""After an acknowledgement: longer than a request takes, so that a kill may come at any stage of the next ones."""
 
 
 @dataclass
@@ -121,6 +134,11 @@ def rows(settings: GatewaySettings) -> dict[str, list[tuple[Any, ...]]]:
     return {"tasks": [row[:-1] for row in tasks], "ratings": judged}
 
 
+def told_ends(receiver: Receiver) -> set[str]:
+    bodies = [json.loads(message.body) for message in receiver.messages]
+    return {body["data"]["request_id"] for body in bodies if body["type"].startswith("generation.")}
+
+
 async def ids_on(kafka: KafkaCluster, topic: str) -> set[str]:
     return {(record.key or b"").decode() for record in await read_topic(kafka.bootstrap_servers, topic)}
 
@@ -135,22 +153,36 @@ async def projected(gateway: GatewayProcess, ends: dict[str, int]) -> None:
     await wait_until(is_done, deadline_seconds=60, what=f"the projection of {ends}")
 
 
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with running_receiver() as running:
+        yield running
+
+
 async def test_nothing_acknowledged_is_lost_whichever_process_is_killed_when(
-    kafka: KafkaCluster, tmp_path: Path
+    kafka: KafkaCluster, receiver: Receiver, tmp_path: Path
 ) -> None:
     found = await gateway_topics(kafka.bootstrap_servers)
     more = {"control": unique_name("control"), "feedback": unique_name("feedback")}
     topics = TopicNames(**{**found.model_dump(), **more})
     await create_topics(kafka.bootstrap_servers, dict.fromkeys(more.values(), 1))
-    settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2)
+    targets = {"allow_http": True, "allowed_networks": tuple(map(str, LOOPBACK))}
+    settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2, webhooks=targets)
     ended = [f"ended-{number:03}" for number in range(ENDED)]
     tasks = [(name.encode(), json.dumps({"request_id": name, "prompt": "a fox"}).encode()) for name in ended]
     await produce(kafka.bootstrap_servers, topics.tasks, tasks)
-    await produce(kafka.bootstrap_servers, topics.results, [(name.encode(), has_image(name)) for name in ended])
+    draws = random.Random(5)  # noqa: S311 - when what is killed
+    projector_kills, dispatcher_kills = (set(draws.sample(KINDS, 2)) for _ in range(2))
 
     gateway = start_gateway(settings)
+    dispatcher = start_dispatcher(settings, log_path=gateway.log_path)
     try:
         await asyncio.to_thread(gateway.wait_listening)
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60, trust_env=False) as client:
+            endpoint = {"name": "ends", "url": f"{receiver.url}/ends"}
+            assert (await told(lambda: client.post("v1/webhooks", json=endpoint))).status_code == 201
+        # Their ends are told while the processes are killed.
+        await produce(kafka.bootstrap_servers, topics.results, [(name.encode(), has_image(name)) for name in ended])
         load = Load(url=lambda: gateway.url, ended=ended)
         running = asyncio.create_task(load.run())
 
@@ -165,15 +197,23 @@ async def test_nothing_acknowledged_is_lost_whichever_process_is_killed_when(
 
         for kind in KINDS:
             await goes_on(kind)
+            await asyncio.sleep(draws.uniform(0, LATEST_KILL_SECONDS))
             servers = gateway.servers()
             if servers:
-                os.kill(servers[0], signal.SIGKILL)
-            if kind in {"put", "delete"}:
-                await goes_on(kind)
+                os.kill(draws.choice(servers), signal.SIGKILL)
+            if kind in projector_kills:
                 await asyncio.to_thread(gateway.restart_projector)
+            if kind in dispatcher_kills:
+                dispatcher.kill()
+                dispatcher.wait()
+                dispatcher = start_dispatcher(settings, log_path=gateway.log_path)
         await goes_on("batch")
+        await asyncio.sleep(draws.uniform(0, LATEST_KILL_SECONDS))
         gateway.kill()
+        dispatcher.kill()
+        dispatcher.wait()
         gateway = start_gateway(settings)
+        dispatcher = start_dispatcher(settings, log_path=gateway.log_path)
         await asyncio.to_thread(gateway.wait_listening)
         for kind in KINDS:
             await goes_on(kind)
@@ -196,8 +236,13 @@ async def test_nothing_acknowledged_is_lost_whichever_process_is_killed_when(
         async with httpx.AsyncClient(base_url=gateway.url, timeout=60, trust_env=False) as client:
             path = f"v1/generations/{min(load.deleted)}"
             assert (await told(lambda: client.get(path))).status_code == 410
+        # Of those that nobody deletes.
+        kept = set(ended[: ENDED // 2])
+        await wait_until(lambda: kept <= told_ends(receiver), deadline_seconds=60, what="every end at the webhook")
     finally:
         gateway.kill()
+        dispatcher.kill()
+        dispatcher.wait()
 
     rebuilt = gateway_settings(kafka.bootstrap_servers, tmp_path / "rebuilt", topics)
     with running_gateway(rebuilt) as other:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ import pytest
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_gateway
+from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_dispatcher, start_gateway
 from kit.kafka import produce
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
-from kit.warm_start import Program, start_program
+from kit.warm_start import Program
 from kit.webhook_receiver import LOOPBACK, Message, Receiver, running_receiver
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -40,9 +39,7 @@ class Programs:
 
     def start(self) -> None:
         self.gateway = start_gateway(self.settings)
-        environment = {**os.environ, **self.settings.to_environment()}
-        with self.gateway.log_path.open("ab") as log:
-            self.dispatcher = start_program("fluxpool_gateway.dispatcher", environment=environment, output=log)
+        self.dispatcher = start_dispatcher(self.settings, log_path=self.gateway.log_path)
 
     def kill(self) -> None:
         self.dispatcher.kill()

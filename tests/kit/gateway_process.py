@@ -162,6 +162,11 @@ def start_projector(
     return _start("fluxpool_gateway.projector", settings, log_path=log_path, environment=environment)
 
 
+def start_dispatcher(settings: GatewaySettings, *, log_path: Path) -> Program:
+    """Start a dispatcher of webhooks and return at once."""
+    return _start("fluxpool_gateway.dispatcher", settings, log_path=log_path, environment=os.environ)
+
+
 @contextmanager
 def running_gateway(settings: GatewaySettings) -> Iterator[GatewayProcess]:
     """Run a gateway for a block; it responds, and is stopped at the end, by force if necessary."""
