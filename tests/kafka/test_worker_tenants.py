@@ -13,6 +13,7 @@ import pytest_asyncio
 from fluxpool_contract.header_names import TENANT, TENANT_PROOF
 from fluxpool_contract.tenants import prove_tenant
 from fluxpool_gateway.identity import new_key
+from fluxpool_transport.tenant_secret import LOOK_SECONDS
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway, told
 from kit.kafka import produce
 from kit.waiting import wait_until
@@ -151,5 +152,7 @@ async def test_a_rotation_with_overlap_loses_no_task(world: World) -> None:
         world.write_keys(*keys)
         # In flight while the file is replaced, by both at different moments.
         endings += await asyncio.gather(*(world.submit() for _ in range(3)))
+        # The overlap: the gateway may sign with its former key for so long.
+        await asyncio.sleep(LOOK_SECONDS)
     assert [ended["status"] for ended in endings] == ["succeeded"] * 9
     assert {folder for ended in endings for folder in world.files_of(ended["request_id"])} == {"acme", "_claims/acme"}

@@ -16,7 +16,8 @@ from fluxpool_contract.tenants import KeySource, TenantKeys
 
 _MAX_BYTES: Final = 4096
 """Eight keys are shorter; the file may be anything."""
-_LOOK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 1.0
+"""How long a process may go on with the former keys: what an overlap has to be longer than."""
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +29,7 @@ class TenantSecretFile:
         """Read the file; raises `SettingsError`."""
         self._file = file
         self._clock = clock
-        self._look_at = clock() + _LOOK_SECONDS
+        self._look_at = clock() + LOOK_SECONDS
         self._problem = ""
         self._keys = self._read()
 
@@ -39,7 +40,7 @@ class TenantSecretFile:
         """
         now = self._clock()
         if look or now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
+            self._look_at = now + LOOK_SECONDS
             self._look()
         return self._keys
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import pytest_asyncio
@@ -307,7 +307,8 @@ async def test_ctrl_c_ends_a_long_command_and_says_what_goes_on(line: str, going
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_top_is_redrawn_on_a_terminal_until_ctrl_c(world: World) -> None:
-    with patch("fluxpool_cli.repeating.time.sleep", side_effect=[None, KeyboardInterrupt]):
+    # Of this module alone: threads of other tests sleep, too.
+    with patch("fluxpool_cli.repeating.time", Mock(sleep=Mock(side_effect=[None, KeyboardInterrupt]))):
         code, out, err = await world.run(["top"], is_terminal=True)
     assert (code, out.count("workers: ") >= 2, "interrupted" in err) == (ExitCode.INTERRUPTED, True, True), err
 
