@@ -29,6 +29,8 @@ from kit.waiting import PATIENCE
 __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
 
 
+_LOGGING = structlog.get_config()
+
 # Machines are shared: the duration of an example says nothing about the code.
 settings.register_profile(
     "shared-machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -83,10 +85,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _keep_logging() -> Iterator[None]:
-    """Restore logging after a test that called a program's main function."""
-    config = structlog.get_config()
+    """Restore logging before and after a test: it, or a fixture of its module, may call a program's main function."""
+    structlog.configure(**_LOGGING)
     yield
-    structlog.configure(**config)
+    structlog.configure(**_LOGGING)
 
 
 @pytest.fixture(scope="session")

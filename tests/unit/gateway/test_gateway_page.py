@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,22 @@ async def test_a_card_says_what_becomes_of_its_task_in_words(gateway: Gateway, v
         assert words in text
     assert '<progress aria-label="Progress" max="100" value="25">' in answer.text
     assert "/ui/tasks/done/images/0?thumb=256" in answer.text
+
+
+async def test_a_task_that_ends_while_the_list_is_read_has_one_card(
+    gateway: Gateway, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.project(seen("ends"))
+
+    async def read_and_end(reading: Awaitable[Any]) -> Any:
+        page = await reading
+        gateway.project(succeeded("ends", "acme"))
+        return page
+
+    monkeypatch.setattr("fluxpool_gateway.page.tasks.reading.read_store", read_and_end)
+    text = (await visitor.get("/ui/tasks")).text
+    assert text.count('id="task-ends"') == 1
+    assert 'data-status="succeeded"' in text
 
 
 async def test_an_id_that_is_not_known_never_looks_like_a_task_that_waits(gateway: Gateway, visitor: Visitor) -> None:

@@ -41,8 +41,11 @@ async def read_live(request: Request, services: Services, caller: Caller) -> dic
     ended = await read_store(
         services.store.list(of_statuses(caller, ENDED), order=ListOrder.DESC, after=None, limit=SHOWN_ENDED)
     )
+    # In this order, so that a task which ends between the two reads is in both, not in neither.
+    have_ended = {task.request_id for task in ended.tasks}
+    cards = [card for card in cards_of(unfinished, request, services) if card.request_id not in have_ended]
     return {
-        "unfinished": cards_of(unfinished, request, services),
+        "unfinished": cards,
         "has_more": unfinished.next is not None,
         "ended": cards_of(ended, request, services),
     }
