@@ -58,7 +58,8 @@ class CpuDurations:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Charge the last file; a process of several hands its sums over."""
-        self._charge(next_file="")
+        if session.config.getoption("dist", "no") == "no":
+            self._charge(next_file="")
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput[_OUTPUT] = self._taken
 
