@@ -16,7 +16,7 @@ from fluxpool_gateway.tasks.lookup import RecentTask
 
 UNFINISHED: Final = (TaskStatus.QUEUED, TaskStatus.RUNNING)
 ENDED: Final = (TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.EXPIRED, TaskStatus.CANCELED)
-SHOWN_UNFINISHED: Final = 50
+SHOWN_UNFINISHED: Final = 24
 SHOWN_ENDED: Final = 8
 _PROJECTED_SECONDS: Final = 3.0
 """The projection shows a record within milliseconds, unless it is behind."""
