@@ -175,7 +175,7 @@ def _star(ids: Sequence[str], gateway: GatewayOptions, output: OutputOptions, *,
 
 
 def confirm(what: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone; raises `CommandError` (2) where there is nobody to ask."""
+    """Ask before something that cannot be undone; raises `CommandError` (2) without a terminal to ask on."""
     if yes:
         return
     if not sys.stdin.isatty():

@@ -11,15 +11,11 @@ import pytest
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_client import AsyncClient, ConflictError, NotFoundError
-from fluxpool_gateway.settings import WebhookSettings
-from fluxpool_gateway.stores import open_task_reader, open_webhooks
-from fluxpool_gateway.webhooks.dispatch.collector import Collector
-from fluxpool_gateway.webhooks.dispatch.dispatcher import Dispatcher
-from fluxpool_gateway.webhooks.dispatch.sending import Sender
 from kit.command_line import Command, command_line, served
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.dispatching_gateway import dispatching_gateway
+from kit.keyed_gateway import Gateway
 from kit.waiting import wait_until
-from kit.webhook_receiver import LOOPBACK, Message, Receiver, answering, running_receiver
+from kit.webhook_receiver import Message, Receiver, answering, running_receiver
 
 
 @pytest.fixture
@@ -30,21 +26,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """With a dispatcher beside it, which lives at the time of the gateway's clock."""
-    targets = WebhookSettings(allow_http=True, allowed_networks=tuple(map(str, LOOPBACK)))
-    settings = keyed_settings(tmp_path).model_copy(update={"webhooks": targets})
-    async with keyed_gateway(settings) as running:
-        webhooks, tasks, stopping = open_webhooks(settings, durable=False), open_task_reader(settings), asyncio.Event()
-        clock = running.clock
-        collector = Collector(webhooks, tasks, base="http://gateway/", now_ms=lambda: clock.now_ms)
-        sender = Sender(allowed=LOOPBACK, allow_http=True)
-        dispatcher = Dispatcher(webhooks, collector, sender, now_ms=lambda: clock.now_ms)
-        dispatching = asyncio.create_task(dispatcher.run(stopping))
+    async with dispatching_gateway(tmp_path) as running:
         yield running
-        stopping.set()
-        await dispatching
-        webhooks.close()
-        tasks.close()
 
 
 @pytest.fixture

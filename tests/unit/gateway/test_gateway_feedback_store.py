@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.tables import change_counter, metadata
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, RecordRef, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.store_file import opened_store
 
 TOPICS = TopicNames()
 FEEDBACK, RESULTS = TOPICS.feedback, TOPICS.results
@@ -58,22 +57,6 @@ def seen(
 
 def deleted(request_id: str = "one", tenant: str = "default") -> DeletionSeen:
     return DeletionSeen(request_id=request_id, tenant=tenant)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "tasks.sqlite"
-
-
-@pytest.fixture
-def engine(file: Path) -> Iterator[Engine]:
-    with opened_store(file) as opened:
-        yield opened
-
-
-@pytest.fixture
-def store(engine: Engine) -> TaskStoreWriter:
-    return TaskStoreWriter(engine)
 
 
 def rows(file: Path) -> Rows:

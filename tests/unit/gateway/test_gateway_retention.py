@@ -1,7 +1,7 @@
 """Rows of the task store are deleted when Kafka has deleted the record that they last as long as."""
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from fluxpool_gateway.store.task_state import (
     TaskStatus,
 )
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
-from kit.store_file import opened_store
 
 TASKS, PROGRESS, RESULTS = "tasks", "progress", "results"
 BEFORE_ALL = TaskKey("", "")
@@ -56,29 +55,6 @@ def ended(request_id: str = "r", *, epoch: int = 0) -> ResultSeen:
         completed_at_ms=1,
         epoch=epoch,
     )
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "tasks.sqlite"
-
-
-@pytest.fixture
-def engine(file: Path) -> Iterator[Engine]:
-    with opened_store(file) as opened:
-        yield opened
-
-
-@pytest.fixture
-def store(engine: Engine) -> TaskStoreWriter:
-    return TaskStoreWriter(engine)
-
-
-@pytest.fixture
-def reader(file: Path) -> Iterator[TaskStoreReader]:
-    opened = TaskStoreReader(file)
-    yield opened
-    opened.close()
 
 
 def source_of(*records: tuple[RecordRef, Change]) -> RecordRef:

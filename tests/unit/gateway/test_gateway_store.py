@@ -1,7 +1,7 @@
 """The task store over a real SQLite file: bad records do not affect others; damage is reported and repaired."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -35,34 +35,10 @@ from fluxpool_gateway.store.task_store import (
     QuarantinedRecord,
     TaskStoreWriter,
 )
-from kit.store_file import opened_store
 
 TOPIC = "tasks"
 NOW_MS = 4_000_000_000_000
 """Later than the store is made."""
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "tasks.sqlite"
-
-
-@pytest.fixture
-def engine(file: Path) -> Iterator[Engine]:
-    with opened_store(file) as opened:
-        yield opened
-
-
-@pytest.fixture
-def store(engine: Engine) -> TaskStoreWriter:
-    return TaskStoreWriter(engine)
-
-
-@pytest.fixture
-def reader(file: Path) -> Iterator[TaskStoreReader]:
-    opened = TaskStoreReader(file)
-    yield opened
-    opened.close()
 
 
 def seen(request_id: str, *, body: str = "{}", attempt: int = 1, tenant: str = "default") -> TaskSeen:

@@ -1,7 +1,7 @@
 """What tenants used: counted once for each end of a task, equal in every rebuild, and shown to its tenant alone."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,6 @@ from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.usage.figures import MAX_GPU_MS, MAX_PIXELS, Figures
 from fluxpool_gateway.usage.hours import HOUR_MS, USAGE_DAYS
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
-from kit.store_file import opened_store
 
 TASKS, PROGRESS, RESULTS = "tasks", "progress", "results"
 TIMINGS = {"queue_ms": 9000.0, "text_encode_ms": 20.0, "denoise_ms": 1500.5, "vae_ms": 80.0, "store_ms": 70.0}
@@ -83,22 +82,6 @@ def ended(
 
 def row(outcome: str = "succeeded", *, hour: int = 5, tasks: int = 1, images: int = 1, tenant: str = "default") -> Row:
     return tenant, hour, outcome, tasks, images, images * 1024 * 512, tasks * 1600
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "tasks.sqlite"
-
-
-@pytest.fixture
-def engine(file: Path) -> Iterator[Engine]:
-    with opened_store(file) as opened:
-        yield opened
-
-
-@pytest.fixture
-def store(engine: Engine) -> TaskStoreWriter:
-    return TaskStoreWriter(engine)
 
 
 def usage(file: Path) -> list[Row]:

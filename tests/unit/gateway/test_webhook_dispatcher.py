@@ -23,7 +23,7 @@ from fluxpool_gateway.webhooks.endpoints import Endpoint, save_endpoint
 from fluxpool_gateway.webhooks.signing import new_secret
 from kit.waiting import wait_until
 from kit.warm_start import Program, start_program
-from kit.webhook_receiver import LOOPBACK, Message, Receiver, answering, running_receiver, saying
+from kit.webhook_receiver import LOOPBACK, Message, Receiver, answering, saying
 from kit.webhook_world import World, ended, submitted, wall_clock, webhook_world
 
 DEADLINE_SECONDS = 60.0
@@ -33,12 +33,6 @@ DEADLINE_SECONDS = 60.0
 def world(tmp_path: Path) -> Iterator[World]:
     with webhook_world(tmp_path, wall_clock()) as opened:
         yield opened
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with running_receiver() as running:
-        yield running
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """Webhooks that requests name: from the submission into the log of deliveries, signed, and apart by host and tenant."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -11,47 +10,24 @@ import pytest
 from sqlalchemy import update
 from standardwebhooks import Webhook
 
-from fluxpool_gateway.settings import WebhookSettings
 from fluxpool_gateway.store.task_state import Change, ResultSeen, TaskSeen, TaskStatus
-from fluxpool_gateway.stores import open_task_reader, open_webhooks
+from fluxpool_gateway.stores import open_webhooks
 from fluxpool_gateway.webhooks.deliveries import purge
-from fluxpool_gateway.webhooks.dispatch.collector import Collector
-from fluxpool_gateway.webhooks.dispatch.dispatcher import Dispatcher
-from fluxpool_gateway.webhooks.dispatch.sending import Sender
 from fluxpool_gateway.webhooks.requested.endpoints import MAX_HOSTS, UNUSED_MS
 from fluxpool_gateway.webhooks.tables import endpoints
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.dispatching_gateway import dispatching_gateway
+from kit.keyed_gateway import Gateway
 from kit.waiting import wait_until
-from kit.webhook_receiver import LOOPBACK, Receiver, answering, running_receiver
+from kit.webhook_receiver import Receiver, answering
 
 HOOKS = "/v1/webhooks"
 GENERATIONS = "/v1/generations"
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with running_receiver() as running:
-        yield running
-
-
-@pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """With a dispatcher beside it, which lives at the time of the gateway's clock."""
-    targets = WebhookSettings(allow_http=True, allowed_networks=tuple(map(str, LOOPBACK)))
-    settings = keyed_settings(tmp_path).model_copy(update={"webhooks": targets})
-    async with keyed_gateway(settings) as running:
-        webhooks, tasks, stopping = open_webhooks(settings, durable=False), open_task_reader(settings), asyncio.Event()
-        clock = running.clock
-        collector = Collector(webhooks, tasks, base="http://gateway/", now_ms=lambda: clock.now_ms)
-        sender = Sender(allowed=LOOPBACK, allow_http=True)
-        dispatching = asyncio.create_task(
-            Dispatcher(webhooks, collector, sender, now_ms=lambda: clock.now_ms).run(stopping)
-        )
+    async with dispatching_gateway(tmp_path) as running:
         yield running
-        stopping.set()
-        await dispatching
-        webhooks.close()
-        tasks.close()
 
 
 async def submit(gateway: Gateway, key: str, url: str, *events: str, **headers: str) -> Any:

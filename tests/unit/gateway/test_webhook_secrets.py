@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,10 @@ from fluxpool_gateway.webhooks.start import prepare_webhooks
 from fluxpool_gateway.webhooks.store import WebhookStore
 from kit.keyed_gateway import KAFKA
 from kit.waiting import wait_until
-from kit.webhook_receiver import LOOPBACK, Receiver, running_receiver
+from kit.webhook_receiver import LOOPBACK, Receiver
 from kit.webhook_world import World, ended, submitted, wall_clock, webhook_world
 
 OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with running_receiver() as running:
-        yield running
 
 
 def stored(world: World, endpoint: Endpoint) -> str:

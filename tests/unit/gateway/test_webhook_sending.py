@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -29,19 +29,12 @@ from kit.webhook_receiver import (
     dripping,
     hanging,
     never_ending,
-    running_receiver,
     saying,
 )
 
 TLS = ssl.create_default_context()
 """Takes a tenth of a second to make."""
 BODY = b'{"type":"webhook.test"}'
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with running_receiver() as running:
-        yield running
 
 
 def a_sender(**settings: Any) -> Sender:
