@@ -1,11 +1,11 @@
 """Results that are shown again as they change: in place on a terminal, else one after the other."""
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -24,14 +24,14 @@ def show(read: Callable[[], Result], output: OutputOptions, *, watch: bool) -> N
         write_result(read(), output)
         return
     with interruptible("this only showed it: nothing was changed"):
-        if output.form is OutputFormat.TABLE and sys.stdout.isatty():
-            _redraw(read)
+        console = live_console(stderr=False)
+        if output.form is OutputFormat.TABLE and console.is_terminal:
+            _redraw(read, console)
         else:
             _repeat(read, output)
 
 
-def _redraw(read: Callable[[], Result]) -> None:
-    console = live_console(stderr=False)
+def _redraw(read: Callable[[], Result], console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             result = read()

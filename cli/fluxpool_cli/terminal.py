@@ -19,6 +19,7 @@ from rich.text import Text
 _GAP: Final = "  "
 _NARROWEST_LAST_COLUMN: Final = 24
 """Below this many cells words of an ordinary length no longer fit; the last column then gets lines of its own."""
+_DUMB_TERMINALS: Final = ("dumb", "unknown")
 
 
 def utc_text(moment: datetime) -> str:
@@ -129,10 +130,20 @@ def _write_error(text: str) -> None:
 
 
 def live_console(*, stderr: bool = True) -> Console:
-    """Standard error or output, for live displays."""
+    """Standard error or output, for live displays; a terminal only if lines on it can be written again."""
     # `no_color` of rich keeps bold and dim; without a colour system there is no style at all.
     color_system: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, markup=False, color_system=color_system)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        soft_wrap=True,
+        emoji=False,
+        markup=False,
+        color_system=color_system,
+        # On a dumb terminal `Live` would show nothing before its end; with FORCE_COLOR it would redraw in a file.
+        force_terminal=stream.isatty() and os.environ.get("TERM") not in _DUMB_TERMINALS,
+    )
 
 
 def shown_text(text: str, *, style: str = "") -> Text:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -306,11 +307,25 @@ async def test_ctrl_c_ends_a_long_command_and_says_what_goes_on(line: str, going
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_top_is_redrawn_on_a_terminal_until_ctrl_c(world: World) -> None:
+@pytest.mark.parametrize(
+    ("environment", "is_terminal", "redrawn"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm", "FORCE_COLOR": "1"}, False, False),
+    ],
+    ids=["terminal", "dumb-terminal", "file-with-forced-colour"],
+)
+async def test_a_watched_list_is_redrawn_where_lines_can_be_written_again_until_ctrl_c(
+    environment: dict[str, str], is_terminal: bool, redrawn: bool, world: World
+) -> None:
     # Of this module alone: threads of other tests sleep, too.
-    with patch("fluxpool_cli.repeating.time", Mock(sleep=Mock(side_effect=[None, KeyboardInterrupt]))):
-        code, out, err = await world.run(["top"], is_terminal=True)
-    assert (code, out.count("workers: ") >= 2, "interrupted" in err) == (ExitCode.INTERRUPTED, True, True), err
+    sleeping = patch("fluxpool_cli.repeating.time", Mock(sleep=Mock(side_effect=[None, KeyboardInterrupt])))
+    with sleeping, patch.dict(os.environ, environment):
+        code, out, err = await world.run(["pools", "--watch"], is_terminal=is_terminal)
+    assert (code, "interrupted" in err) == (ExitCode.INTERRUPTED, True), err
+    assert (out.count("POOL") >= 2, "\x1b[" in out) == (redrawn, redrawn), out
+    assert "POOL" in out
 
 
 @pytest.mark.asyncio(loop_scope="module")
