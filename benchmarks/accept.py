@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from accept_parts.open_loop import run_open_loop
+from accept_parts.open_loop import request_bytes, run_open_loop
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from report import Cell, print_report
@@ -184,12 +184,15 @@ async def _open_loop(bench: Bench, *, rate_per_second: float, seconds: float) ->
         await _wrk(bench, url, connections=CONNECTIONS[0], seconds=WARM_UP_SECONDS)
         before = await _settled_records(bench, topics)
         host, _, port = url.removeprefix("http://").rstrip("/").partition(":")
+        authorization = f"Bearer {bench.key_file.read_text()}"
+        request = request_bytes(
+            "POST", "/v1/generations", host=f"{host}:{port}", authorization=authorization, body=BODY.encode()
+        )
         result = await run_open_loop(
+            lambda: request,
             host=host,
             port=int(port),
-            path="/v1/generations",
-            authorization=f"Bearer {bench.key_file.read_text()}",
-            body=BODY.encode(),
+            expected=b"202",
             rate_per_second=rate_per_second,
             seconds=seconds,
             connections=CONNECTIONS[0],

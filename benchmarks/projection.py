@@ -47,7 +47,7 @@ def main() -> int:
     rows: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory() as folder:
         for run in range(options.runs):
-            with _sqlite(Path(folder) / f"{run}.sqlite") as engine:
+            with open_sqlite(Path(folder) / f"{run}.sqlite") as engine:
                 rows.append(_measure("sqlite", engine, tasks=options.tasks))
             if options.database_url:
                 with _postgresql(options.database_url) as engine:
@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _sqlite(file: Path) -> Iterator[Engine]:
+def open_sqlite(file: Path) -> Iterator[Engine]:
     engine = open_writer(file)
     migrate(engine, file)
     yield engine
@@ -92,11 +92,11 @@ def _postgresql(url: str) -> Iterator[Engine]:
 def _measure(store: str, engine: Engine, *, tasks: int) -> dict[str, Cell]:
     writer = TaskStoreWriter(engine)
     names = [f"0195e3c0-0000-7000-8000-{number:012x}" for number in range(tasks)]
-    new = _project(writer, [_task(name) for name in names])
-    moved = _project(writer, [_step(name) for name in names])
-    ended = _project(writer, [_result(name) for name in names])
+    new = project(writer, [task_record(name) for name in names])
+    moved = project(writer, [step_record(name) for name in names])
+    ended = project(writer, [result_record(name) for name in names])
     others = [f"mixed-{number}" for number in range(tasks)]
-    mixed = _project(writer, [make(name) for name in others for make in (_task, _step, _result)])
+    mixed = project(writer, [make(name) for name in others for make in (task_record, step_record, result_record)])
     with engine.connect() as connection:
         stored = connection.execute(text("SELECT count(*) FROM task WHERE status = 'succeeded'")).scalar_one()
     return {
@@ -109,7 +109,7 @@ def _measure(store: str, engine: Engine, *, tasks: int) -> dict[str, Cell]:
     }
 
 
-def _project(writer: TaskStoreWriter, records: Sequence[Record]) -> float:
+def project(writer: TaskStoreWriter, records: Sequence[Record]) -> float:
     """Seconds to decode and save all."""
     began = time.perf_counter()
     for start in range(0, len(records), BATCH_RECORDS):
@@ -125,19 +125,19 @@ def _project(writer: TaskStoreWriter, records: Sequence[Record]) -> float:
     return time.perf_counter() - began
 
 
-def _task(name: str) -> Record:
+def task_record(name: str) -> Record:
     body = {"request_id": name, "prompt": PROMPT, "width": 1024, "height": 1024, "num_inference_steps": 28, "seed": 7}
     return TOPICS.tasks, name.encode(), json.dumps(body).encode()
 
 
-def _step(name: str) -> Record:
+def step_record(name: str) -> Record:
     event = ProgressEvent(
         request_id=name, type=ProgressType.STEP, step=7, total_steps=28, at=datetime.fromtimestamp(NOW_MS / 1000, UTC)
     )
     return TOPICS.progress, name.encode(), event.to_json()
 
 
-def _result(name: str) -> Record:
+def result_record(name: str) -> Record:
     result = GenerationResult(request_id=name, image_url="http://images/0.png", status=ResultStatus.SUCCESS)
     return TOPICS.results, name.encode(), result.to_json()
 

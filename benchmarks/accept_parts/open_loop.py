@@ -7,6 +7,7 @@ this one does not. Knows nothing of Kafka.
 import asyncio
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,7 +53,7 @@ class _Connection(asyncio.Protocol):
         """Send the request that was due at this loop time."""
         assert self._transport is not None
         self._due = due
-        self._transport.write(self._load.request)
+        self._transport.write(self._load.make_request())
 
     def close(self) -> None:
         """End the connection."""
@@ -74,8 +75,9 @@ class _Connection(asyncio.Protocol):
 
 
 class _Load:
-    def __init__(self, request: bytes) -> None:
-        self.request = request
+    def __init__(self, make_request: Callable[[], bytes], expected: bytes) -> None:
+        self.make_request = make_request
+        self.expected = expected
         self.idle: deque[_Connection] = deque()
         self.overdue: deque[float] = deque()
         self.result = OpenLoopResult()
@@ -93,7 +95,7 @@ class _Load:
     def answered(self, connection: _Connection, *, due: float, status: bytes) -> None:
         self.result.latencies_seconds.append(self._now() - due)
         self.under_way -= 1
-        if status == b"202":
+        if status == self.expected:
             self.result.accepted += 1
         else:
             self.result.refused += 1
@@ -111,24 +113,30 @@ class _Load:
             self.result.unanswered += 1
 
 
+def request_bytes(method: str, path: str, *, host: str, authorization: str, body: bytes = b"") -> bytes:
+    """A request with a body of JSON, if any."""
+    content = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if body else ""
+    return (
+        f"{method} {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: {authorization}\r\n{content}\r\n".encode() + body
+    )
+
+
 async def run_open_loop(
+    make_request: Callable[[], bytes],
     *,
     host: str,
     port: int,
-    path: str,
-    authorization: str,
-    body: bytes,
+    expected: bytes,
     rate_per_second: float,
     seconds: float,
     connections: int,
 ) -> OpenLoopResult:
-    """POST `body` at a constant rate and wait for all responses, at most 10 s after the last request."""
-    request = (
-        f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
-        f"authorization: {authorization}\r\ncontent-length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    """Send requests at a constant rate and wait for all responses, at most 10 s after the last request.
+
+    `expected` is the status of those that count as accepted.
+    """
     loop = asyncio.get_running_loop()
-    load = _Load(request)
+    load = _Load(make_request, expected)
     opened = [await loop.create_connection(lambda: _Connection(load), host, port) for _ in range(connections)]
     start = loop.time()
     total = round(rate_per_second * seconds)

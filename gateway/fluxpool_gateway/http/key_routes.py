@@ -155,7 +155,7 @@ class KeyPage(BaseModel):
     """`after` of the next page; null on the last one."""
 
 
-def _key_gate(request: Request) -> KeyGate:
+async def _key_gate(request: Request) -> KeyGate:
     gate = request.app.gate
     if not isinstance(gate, KeyGate):
         raise ProblemError(

@@ -3,7 +3,7 @@
 Who calls was decided before any route was chosen (`GatewayApplication`), so that no route can be forgotten.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
@@ -22,7 +22,7 @@ SECURITY_PROBLEMS: Final = {
 }
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller = request.scope[CALLER_KEY]
     assert isinstance(caller, Caller)  # noqa: S101 - set for every path but the open ones
     return caller
@@ -31,10 +31,10 @@ def _caller(request: Request) -> Caller:
 WithCaller = Annotated[Caller, Depends(_caller)]
 
 
-def requires(*scopes: KeyScope, checks: Sequence[Callable[..., Any]] = ()) -> dict[str, Any]:
+def requires(*scopes: KeyScope, checks: Sequence[Callable[..., Awaitable[None]]] = ()) -> dict[str, Any]:
     """Arguments of a route that needs these scopes; `checks` are made after that of the scopes."""
 
-    def check(caller: WithCaller) -> None:
+    async def check(caller: WithCaller) -> None:
         for scope in scopes:
             caller.require(scope)
 

@@ -59,7 +59,7 @@ def _is_zero(parameter: str) -> bool:
     return name == "q" and value.strip("0") in {"", "."}
 
 
-def _check_request(request: Request) -> None:
+async def _check_request(request: Request) -> None:
     """Raises `ProblemError` for a request that an endless response cannot answer."""
     if request.scope.get(ASKED_BY_HEAD):
         detail = "events are not answered to HEAD, because the response has no end; use GET"

@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
+import inspect
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute, iter_route_contexts
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
@@ -39,7 +42,7 @@ from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
-from kit.keyed_gateway import Records
+from kit.keyed_gateway import Records, keyed_settings
 
 IMAGE = b"\x89PNG and so on"
 KEY = "default/2026/04/05/r-1/0.png"
@@ -365,3 +368,19 @@ async def test_a_background_part_that_is_cancelled_has_not_failed() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert failures == []
+
+
+def test_no_route_nor_dependency_waits_for_a_thread(tmp_path: Path) -> None:
+    # FastAPI runs plain functions in a pool of threads, one after the other: each adds a third to the time of a GET.
+    found = set()
+    for route in iter_route_contexts(build_application(keyed_settings(tmp_path), on_failure=lambda: None).routes):
+        if isinstance(route.original_route, APIRoute):
+            calls = [route.original_route.endpoint, *_calls(route.original_route.dependant)]
+            found |= {call for call in calls if call is not None and not inspect.iscoroutinefunction(call)}
+    assert found == set()
+
+
+def _calls(dependant: Dependant) -> Iterator[Callable[..., Any] | None]:
+    for part in dependant.dependencies:
+        yield part.call
+        yield from _calls(part)
