@@ -44,8 +44,8 @@ demo-cluster: setup control-plane ## The same on a real Kubernetes control plane
 screenshots: setup ## Take the pictures of the page that docs/ shows, in Chromium on real parts (docs/pictures)
 	PYTHONPATH=hack $(BIN)/python -m screenshots
 
-test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built (JOBS=2 side by side)
-	$(BIN)/pytest $(if $(JOBS),-n $(JOBS))
+test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built (JOBS=2 side by side, OPTIONS=--timeline)
+	$(BIN)/pytest $(if $(JOBS),-n $(JOBS)) $(OPTIONS)
 
 test-all: setup control-plane ## Run every test, also those of the kit and of foreign software whose inputs did not change
 	TEST_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all $(if $(JOBS),-n $(JOBS))

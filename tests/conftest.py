@@ -15,10 +15,9 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
-from kit.cpu_durations import OPTION as CPU_OPTION
-from kit.cpu_durations import CpuDurations
 from kit.end_of_tests import GRACE_SECONDS, EndOfTests
 from kit.engine import stand_in_engine, start_engine
+from kit.file_times import CPU_OPTION, TIMELINE_OPTION, FileTimes
 from kit.kafka import KafkaFactory, running_kafka, share_classes
 from kit.kafka_cluster import KafkaCluster
 from kit.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
@@ -46,21 +45,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options that run every test and show CPU times."""
+    """Add the options that run every test, and that show the times of files."""
     parser.addoption(OPTION, action="store_true", help=f"run tests marked {MARKER} also when their inputs are the same")
     parser.addoption(CPU_OPTION, type=int, metavar="N", help="show the N files that take most CPU time, with processes")
+    parser.addoption(TIMELINE_OPTION, action="store_true", help="show what each process of the run did when")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what skips unchanged `on_change` tests, what ends tests that hang, and what measures CPU time."""
+    """Register what skips unchanged `on_change` tests, what ends tests that hang, and what measures files."""
     named = frozenset(
         (config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args
     )
     plugin = UnchangedTests(root=ROOT, stamps=stamps_folder(), run_all=config.getoption(OPTION), named=named)
     config.pluginmanager.register(plugin)
     config.pluginmanager.register(EndOfTests(grace_seconds=PATIENCE * GRACE_SECONDS))
-    if shown := config.getoption(CPU_OPTION):
-        config.pluginmanager.register(CpuDurations(shown=shown))
+    ranked, timeline = config.getoption(CPU_OPTION) or 0, config.getoption(TIMELINE_OPTION)
+    if ranked or timeline:
+        config.pluginmanager.register(FileTimes(ranked=ranked, timeline=timeline))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
