@@ -5,32 +5,38 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import uvicorn
 from PIL import Image
-from playwright.async_api import expect
+from playwright.async_api import Browser, expect
 
-from fluxpool_contract.messages import Preview
+from fluxpool_contract.messages import PoolLane, PoolState, Preview
 from fluxpool_gateway.live.previews import TaskPreviews
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, TaskStatus
 from kit.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
 from kit.dead_letter_topic import letter_at
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.lag_readings import lag, partition
+from kit.lag_readings import GROUPS, STANDARD, lag, partition
 from kit.ports import own_port
 from kit.token_issuer import CLIENT, Issuer
 from kit.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
 expect.set_options(timeout=60_000 * PATIENCE)
 
 VIEWS = (
     "create?from=done", "tasks", "tasks/done", "tasks/done/delete", "tasks/runs", "gallery", "gallery?task=done",
     "compare", "compare?mode=slider", "compare/results", "queue",
 )  # fmt: skip
+IS_CUT = """(() => {
+  const reason = document.querySelector("#why-waits span");
+  return reason.scrollHeight > reason.clientHeight + 1;
+})()"""
 
 
 @asynccontextmanager
@@ -49,15 +55,21 @@ async def served(gateway: Gateway) -> AsyncIterator[str]:
         await serving
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with running_browser() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     async with keyed_gateway(keyed_settings(tmp_path)) as made:
         yield made
 
 
-@pytest.fixture
-async def tab(gateway: Gateway) -> AsyncIterator[Tab]:
-    async with served(gateway) as base, running_browser() as browser, opened_tab(browser, base) as opened:
+@pytest_asyncio.fixture(loop_scope="module")
+async def tab(gateway: Gateway, browser: Browser) -> AsyncIterator[Tab]:
+    async with served(gateway) as base, opened_tab(browser, base) as opened:
         yield opened
 
 
@@ -88,6 +100,18 @@ def show_preview(gateway: Gateway, request_id: str) -> None:
     preview = Preview(content_type="image/webp", data=b64encode(stream.getvalue()).decode(), index=0)
     previews: TaskPreviews = gateway.one.app.state.services.previews
     previews.show(TaskKey(request_id, "acme"), preview, attempt=1, step=5, total_steps=8)
+
+
+def explain_wait(gateway: Gateway, reason: str) -> None:
+    """As the readers of the lanes and of the pools' states do."""
+    lanes = gateway.one.app.state.services.lanes
+    lane = PoolLane(name="standard", topic=STANDARD, consumer_group=GROUPS[STANDARD])
+    state = PoolState(
+        namespace="images", pool="flux", lanes=(lane,), desired_replicas=2, ready_replicas=2, starting_replicas=0,
+        min_replicas=0, max_replicas=2, constraint="quota", reason=reason, decided_at=datetime.now(UTC),
+    )  # fmt: skip
+    lanes.pools.take(state.key.encode(), state.to_json(), written_at=gateway.clock.now_ms / 1000)
+    lanes.observe(lag(partition(0, 0, 5), partition(1, 0, 7)), gateway.clock.monotonic())
 
 
 async def test_a_task_is_created_followed_over_a_reload_canceled_and_seen_to_its_image(
@@ -224,13 +248,12 @@ async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_
     assert tab.errors == []
 
 
-async def test_a_person_logs_in_at_an_issuer_on_another_site_and_stays_in(tmp_path: Path) -> None:
+async def test_a_person_logs_in_at_an_issuer_on_another_site_and_stays_in(browser: Browser, tmp_path: Path) -> None:
     async with Issuer(host="localhost").serving() as issuer:
         oidc = issuer.settings(client_id=CLIENT)
         async with (
             keyed_gateway(keyed_settings(tmp_path).model_copy(update={"oidc": oidc})) as gateway,
             served(gateway) as base,
-            running_browser() as browser,
             opened_tab(browser, base) as tab,
         ):
             page = await tab.open("ui/queue")
@@ -258,17 +281,22 @@ async def test_on_a_phone_the_current_view_is_in_sight_and_a_long_reason_is_open
     await tab.open("ui/keys")
     await expect(page.locator(".top nav [aria-current]")).to_be_in_viewport(ratio=1)
     gateway.project(replace(seen("waits", "a hare"), tenant="default"))
-    gateway.one.app.state.services.lanes.observe(lag(partition(0, 0, 5), partition(1, 0, 7)), gateway.clock.monotonic())
+    explain_wait(gateway, "The lag is 24. " + "The quota of accelerators holds the pool at two replicas. " * 5)
     await tab.open("ui/tasks")
-    reason = page.locator("li.task details.why span")
-    await expect(reason).to_contain_text("how long one takes")
-    is_whole = "(element) => element.scrollHeight <= element.clientHeight + 1"
-    assert not await reason.evaluate(is_whole)
+    why, summary = page.locator("#why-waits"), page.locator("#summary-waits")
+    await expect(why).to_contain_text("holds the pool")
+    # In one turn of the page: between two calls of a locator the list may be fetched again, and an element that is gone
+    # has no height.
+    await page.wait_for_function(IS_CUT)
     findings = [*await tab.findings("light"), *await tab.findings("dark")]
-    await page.locator("li.task summary").press("Enter")
-    await page.wait_for_function("document.querySelector('details.why').open")
-    assert await reason.evaluate("(element) => getComputedStyle(element).webkitLineClamp") == "none"
+    await summary.press("Enter")
+    await page.wait_for_function(f"document.querySelector('#why-waits').open && !{IS_CUT}")
     findings += [*await tab.findings("light"), *await tab.findings("dark")]
+    # A list that was fetched again keeps what was opened, and the focus.
+    gateway.project(replace(seen("later", "a fox"), tenant="default"))
+    await expect(page.locator("li.task")).to_have_count(2)
+    await expect(why).to_have_attribute("open", "")
+    await expect(summary).to_be_focused()
     assert findings == []
     assert tab.errors == []
 
