@@ -1,12 +1,11 @@
 """Producer with the broker's acknowledgement, for tens of thousands of requests a second on one event loop.
 
-librdkafka batches and sends in its own threads. One poll thread collects its delivery reports and hands them to the
-event loop in batches, because waking a loop for each report costs more than the report. Knows nothing of HTTP or of
-what the records mean; called by `http.submission`.
+librdkafka batches and sends in its own threads. A timer of the event loop takes its delivery reports, all that there
+are at once: a thread that waits for them takes Python's interpreter lock from the loop for each one. Knows nothing of
+HTTP or of what the records mean; called by `http.submission`.
 """
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
@@ -22,8 +21,10 @@ LINGER_MILLISECONDS: Final = 5
 MAX_QUEUED_RECORDS: Final = 50_000
 """Seconds of the highest rate; beyond it a refusal is worth more to a client than a longer wait."""
 MAX_QUEUED_KILOBYTES: Final = 256 * 1024
-_POLL_SECONDS: Final = 0.5
-_EXPIRY_INTERVAL_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = 0.001
+"""Between two looks for delivery reports while any is awaited: little beside the linger."""
+_IDLE_POLL_SECONDS: Final = 0.05
+"""While none is: for errors of the client as a whole."""
 _LOG_INTERVAL_SECONDS: Final = 10.0
 # After these the sequence numbers of an idempotent producer are out of step, and every later record of the partition
 # fails until the producer is replaced.
@@ -98,34 +99,30 @@ class TaskProducer:
         }
         self._generation = 0
         """Counts producers. What an earlier one still reports says nothing about the present one."""
-        self._reports: list[tuple[asyncio.Future[int], KafkaError | int, int]] = []
+        self._replaced: list[Producer] = []
+        """Earlier producers that have still to report."""
         self._waiting: deque[tuple[float, asyncio.Future[int]]] = deque()
-        self._stopping = threading.Event()
-        self._broken = threading.Event()
+        self._broken = False
+        self._failed = False
         self._logged_at: dict[int, float] = {}
-        self._threads: list[threading.Thread] = []
-        self._expiry: asyncio.TimerHandle | None = None
+        self._next_poll: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to connect and to deliver; call it once, inside the event loop."""
         self._loop = asyncio.get_running_loop()
         self._begin()
-        self._expire()
+        self._poll()
 
     async def stop(self) -> None:
         """Wait for what is under way, at most the produce deadline, and close. What is left counts as timed out."""
         unsettled = [future for _, future in self._waiting if not future.done()]
         if unsettled:
             await asyncio.wait(unsettled, timeout=self._deadline_seconds)
-        # Only now: the poll thread must still bring the reports that were waited for.
-        self._stopping.set()
-        if self._expiry is not None:
-            self._expiry.cancel()
+        # Only now: what was waited for is reported by polling.
+        if self._next_poll is not None:
+            self._next_poll.cancel()
         # Without this the library waits on exit for records whose requests are answered already.
         self._producer.purge()
-        for thread in self._threads:
-            # It ends within its poll interval; bounded all the same, because shutdown must not hang on a library.
-            await asyncio.to_thread(thread.join, 2 * _POLL_SECONDS)
         self._fail_older_than(float("inf"))
 
     def send(
@@ -135,79 +132,75 @@ class TaskProducer:
 
         The future raises `DeliveryError`; `send` itself raises it when the queue is full.
         """
-        if self._broken.is_set():
+        if self._broken:
             self._replace()
         future: asyncio.Future[int] = self._loop.create_future()
-        reports, generation = self._reports, self._generation
-
-        # Runs in the poll thread. It only appends: a future may be touched in its loop's thread alone.
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            reports.append((future, message.offset() if error is None else error, generation))
-
+        on_delivery = partial(self._on_delivery, future, self._generation)
         try:
-            self._producer.produce(topic, value, key, partition=partition, on_delivery=delivered, headers=headers)
+            self._producer.produce(topic, value, key, partition=partition, on_delivery=on_delivery, headers=headers)
         except BufferError:
             raise DeliveryError(
                 DeliveryFailure.QUEUE_FULL, f"{MAX_QUEUED_RECORDS} records wait for the broker already"
             ) from None
         except KafkaException as error:
             raise DeliveryError(DeliveryFailure.REFUSED, str(error.args[0])) from error
-        # In the order of their deadlines, because all have the same length: `_expire` looks at the oldest alone.
+        if not self._waiting:
+            self._poll_after(_POLL_SECONDS)
+        # In the order of their deadlines, because all have the same length: the oldest alone is looked at.
         self._waiting.append((self._loop.time() + self._deadline_seconds, future))
         return future
 
     def _begin(self) -> None:
-        on_error = partial(self._on_error, self._generation)
-        self._producer = Producer({**self._configuration, "error_cb": on_error})
-        thread = threading.Thread(target=self._poll, args=(self._producer,), name="delivery-reports", daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        self._producer = Producer({**self._configuration, "error_cb": partial(self._on_error, self._generation)})
 
     def _replace(self) -> None:
-        """Start another producer; the old one's thread ends once its reports are in."""
+        """Start another producer; the old one is polled until its reports are in."""
         logger.warning("producer_replaced")
-        # In this order: a late report of the old producer must not set again what is cleared here.
+        self._replaced.append(self._producer)
         self._generation += 1
-        self._broken.clear()
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._broken = False
         self._begin()
 
-    def _poll(self, producer: Producer) -> None:
-        """Take delivery reports until the producer stops or is replaced and empty."""
-        poll: Callable[[float], int] = producer.poll
-        try:
-            while not self._stopping.is_set():
-                poll(_POLL_SECONDS)
-                # Counts may overlap when the loop has not resolved the last batch yet: `_resolve` takes what is left.
-                count = len(self._reports)
-                if count:
-                    self._loop.call_soon_threadsafe(self._resolve, count)
-                elif producer is not self._producer and not len(producer):
-                    return
-        except Exception:
-            # Without this thread every request would end as one whose outcome is unknown.
-            logger.exception("delivery_reports_failed")
-            self._loop.call_soon_threadsafe(self._on_failure)
+    def _poll_after(self, seconds: float) -> None:
+        if self._next_poll is not None:
+            self._next_poll.cancel()
+        self._next_poll = self._loop.call_later(seconds, self._poll)
 
-    def _resolve(self, count: int) -> None:
-        reports = self._reports[:count]
-        # The poll thread appends meanwhile: delete only what was copied.
-        del self._reports[: len(reports)]
-        for future, outcome, generation in reports:
-            # A future may be done already: `_expire` fails it at the deadline, and a cancelled request cancels it.
-            if isinstance(outcome, int):
-                if not future.done():
-                    future.set_result(outcome)
-                continue
-            if generation == self._generation and outcome.code() in _BREAKS_SEQUENCE:
-                self._broken.set()
-            if not future.done():
-                future.set_exception(_failure(outcome))
-
-    def _expire(self) -> None:
-        """Fail what is past its deadline; librdkafka itself looks once a second only."""
+    def _poll(self) -> None:
+        """Take the delivery reports, and fail what is past its deadline; librdkafka itself looks once a second only."""
+        if not self._failed:
+            try:
+                self._producer.poll(0)
+                if self._replaced:
+                    self._poll_replaced()
+            except Exception:
+                # From here on every request would end as one whose outcome is unknown.
+                logger.exception("delivery_reports_failed")
+                self._failed = True
+                self._on_failure()
         self._fail_older_than(self._loop.time())
-        self._expiry = self._loop.call_later(_EXPIRY_INTERVAL_SECONDS, self._expire)
+        self._next_poll = self._loop.call_later(_POLL_SECONDS if self._waiting else _IDLE_POLL_SECONDS, self._poll)
+
+    def _poll_replaced(self) -> None:
+        for producer in self._replaced:
+            producer.poll(0)
+        for producer in [one for one in self._replaced if not len(one)]:
+            self._replaced.remove(producer)
+            # In another thread, because it waits for those of the library.
+            self._loop.run_in_executor(None, producer.close)
+
+    def _on_delivery(
+        self, future: asyncio.Future[int], generation: int, error: KafkaError | None, message: Message
+    ) -> None:
+        if error is not None and generation == self._generation and error.code() in _BREAKS_SEQUENCE:
+            self._broken = True
+        # It may be done already: it fails at its deadline, and a cancelled request cancels it.
+        if future.done():
+            return
+        if error is None:
+            future.set_result(message.offset())
+        else:
+            future.set_exception(_failure(error))
 
     def _fail_older_than(self, moment: float) -> None:
         waiting = self._waiting
@@ -218,9 +211,9 @@ class TaskProducer:
                 future.set_exception(DeliveryError(DeliveryFailure.TIMED_OUT, reason))
 
     def _on_error(self, generation: int, error: KafkaError) -> None:
-        """Take note of an error of the client as a whole; called in the poll thread."""
+        """Take note of an error of the client as a whole."""
         if error.fatal() and generation == self._generation:
-            self._broken.set()
+            self._broken = True
         now = self._loop.time()
         code = error.code()
         # With a broker down these come by the hundred.

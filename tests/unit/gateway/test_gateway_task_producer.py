@@ -1,7 +1,6 @@
 """When the producer is replaced, and when not, with a stand-in for the client library."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -33,7 +32,7 @@ class Client:
         self.unreported: list[Callable[[Any, Any], None]] = []
         self._library = library
         self._due: list[tuple[Callable[[Any, Any], None], Any]] = []
-        self._wake = threading.Event()
+        self.is_closed = False
 
     def produce(self, *_record: Any, on_delivery: Callable[[Any, Any], None], **_more: Any) -> None:
         self.unreported.append(on_delivery)
@@ -41,21 +40,22 @@ class Client:
     def report(self, error: KafkaError) -> None:
         """Report the oldest record as failed."""
         self._due.append((self.unreported.pop(0), error))
-        self._wake.set()
 
     def poll(self, seconds: float) -> int:
-        self._wake.wait(min(seconds, 0.01))
+        assert seconds == 0, "the event loop waits"
         if self._library.fault is not None:
             raise self._library.fault
         count = len(self._due)
         while self._due:
             on_delivery, error = self._due.pop(0)
             on_delivery(error, None)
-        self._wake.clear()
         return count
 
     def purge(self) -> None:
         """Nothing to do."""
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def __len__(self) -> int:
         return len(self.unreported) + len(self._due)
@@ -107,6 +107,8 @@ async def test_reports_of_a_replaced_producer_do_not_replace_its_successor(
     first.on_error(FatalError())
     assert not send(producer).done()
     assert len(library.made) == 2
+    await wait_until(lambda: first.is_closed, deadline_seconds=10, what="the end of the replaced producer")
+    assert not library.made[1].is_closed
 
 
 async def test_a_fatal_error_of_the_current_producer_replaces_it(library: Library, producer: TaskProducer) -> None:
