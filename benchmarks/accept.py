@@ -15,6 +15,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from accept_parts.open_loop import request_bytes, run_open_loop
+from accept_parts.processor_time import ProcessorTime
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from report import Cell, print_report
@@ -80,10 +82,20 @@ VARIANTS: Final = tuple(Variant(way, processes) for processes in (1, 2) for way 
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """A variant's server that runs."""
+
+    url: str
+    pids: Mapping[str, int]
+    """Of the programs on the way of a task."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """The environment of all runs."""
 
     bootstrap_servers: str
+    broker_pid: int
     folder: Path
     wrk: str
     wrk_script: Path
@@ -112,7 +124,9 @@ async def main() -> int:
         key_file.write_text(new_key())
         script.write_text(WRK_SCRIPT % (BODY, key_file.read_text()))
         async with KafkaCluster(folder / "kafka", libs=provide_kafka_libs(), jvm_options=JVM_OPTIONS) as kafka:
-            bench = Bench(kafka.bootstrap_servers, folder, wrk, script, key_file)
+            broker_pid = kafka.brokers[0].pid
+            assert broker_pid is not None  # it runs
+            bench = Bench(kafka.bootstrap_servers, broker_pid, folder, wrk, script, key_file)
             for variant in VARIANTS:
                 rows += await _closed_loop(bench, variant, seconds=options.seconds)
             opened = await _open_loop(bench, rate_per_second=options.open_rate, seconds=options.open_seconds)
@@ -151,11 +165,15 @@ def _ratios(rows: list[dict[str, Cell]], opened: Mapping[str, Cell]) -> dict[str
 async def _closed_loop(bench: Bench, variant: Variant, *, seconds: int) -> list[dict[str, Cell]]:
     rows: list[dict[str, Cell]] = []
     topics = await _fresh_topics(bench)
-    async with _serving(bench, variant, topics) as url:
-        await _wrk(bench, url, connections=CONNECTIONS[0], seconds=WARM_UP_SECONDS)
+    async with _serving(bench, variant, topics) as serving:
+        await _wrk(bench, serving.url, connections=CONNECTIONS[0], seconds=WARM_UP_SECONDS)
         for connections in CONNECTIONS:
             before = await _settled_records(bench, topics)
-            measured = await _wrk(bench, url, connections=connections, seconds=seconds)
+            await _projected(serving)
+            began = ProcessorTime.of(serving.pids)
+            measured = await _wrk(bench, serving.url, connections=connections, seconds=seconds)
+            await _projected(serving)
+            spent = ProcessorTime.of(serving.pids)
             accepted = measured["requests"] - measured["refused"]
             records = None if variant.way == "no kafka" else await _settled_records(bench, topics) - before
             rows.append(
@@ -171,6 +189,7 @@ async def _closed_loop(bench: Bench, variant: Variant, *, seconds: int) -> list[
                     "refused": measured["refused"] + measured["broken"],
                     "records": records,
                     "lost": None if records is None else max(0, accepted - records),
+                    **spent.per_request(began, requests=accepted),
                 }
             )
             sys.stderr.write(f"{rows[-1]}\n")
@@ -180,10 +199,10 @@ async def _closed_loop(bench: Bench, variant: Variant, *, seconds: int) -> list[
 async def _open_loop(bench: Bench, *, rate_per_second: float, seconds: float) -> dict[str, Cell]:
     topics = await _fresh_topics(bench)
     variant = Variant("fluxpool", 1)
-    async with _serving(bench, variant, topics) as url:
-        await _wrk(bench, url, connections=CONNECTIONS[0], seconds=WARM_UP_SECONDS)
+    async with _serving(bench, variant, topics) as serving:
+        await _wrk(bench, serving.url, connections=CONNECTIONS[0], seconds=WARM_UP_SECONDS)
         before = await _settled_records(bench, topics)
-        host, _, port = url.removeprefix("http://").rstrip("/").partition(":")
+        host, _, port = serving.url.removeprefix("http://").rstrip("/").partition(":")
         authorization = f"Bearer {bench.key_file.read_text()}"
         request = request_bytes(
             "POST", "/v1/generations", host=f"{host}:{port}", authorization=authorization, body=BODY.encode()
@@ -253,8 +272,8 @@ async def _settled_records(bench: Bench, topics: TopicNames) -> int:
 
 
 @asynccontextmanager
-async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncIterator[str]:
-    """Run a variant's server; yield its URL once it responds."""
+async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncIterator[Serving]:
+    """Run a variant's server; yield it once it responds."""
     port = _free_port()
     projector: list[str] = []
     match variant.way:
@@ -277,22 +296,36 @@ async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncI
             environment = {"ACCEPT_TOPIC": topics.tasks, "ACCEPT_BOOTSTRAP_SERVERS": bench.bootstrap_servers}
     log = (bench.folder / "server.log").open("ab")
     with log:
-        process, *others = [
-            await asyncio.create_subprocess_exec(
+        programs = {
+            program: await asyncio.create_subprocess_exec(
                 sys.executable, *arguments, env={**os.environ, **environment}, stdout=log, stderr=log
             )
-            for arguments in (command, projector)
+            for program, arguments in (("server", command), ("projector", projector))
             if arguments
-        ]
+        }
     url = f"http://127.0.0.1:{port}/"
     try:
-        await _answers(url + ("readyz" if variant.way == "fluxpool" else "healthz"), process, bench.folder)
-        yield url
+        path = "readyz" if variant.way == "fluxpool" else "healthz"
+        await _answers(url + path, programs["server"], bench.folder)
+        pids = {program: started.pid for program, started in programs.items()}
+        yield Serving(url, pids if variant.way == "no kafka" else {**pids, "broker": bench.broker_pid})
     finally:
-        for started in (process, *others):
+        for started in programs.values():
             if started.returncode is None:
                 started.terminate()
             await started.wait()
+
+
+async def _projected(serving: Serving) -> None:
+    """Return when the projector has everything, so that its processor time is that of the requests before."""
+    since = time.monotonic()
+    while "projector" in serving.pids:
+        with urllib.request.urlopen(serving.url + "metrics", timeout=10) as answer:  # noqa: ASYNC210, S310 - our own
+            values = dict(re.findall(r"^fluxpool_projection_(\w+) (\S+)$", answer.read().decode(), re.MULTILINE))
+        beat_since = float(values["heartbeat_age_seconds"]) < time.monotonic() - since
+        if beat_since and float(values.get("lag_records", 1)) == 0:
+            return
+        await asyncio.sleep(0.5)
 
 
 async def _answers(url: str, process: asyncio.subprocess.Process, folder: Path) -> None:
