@@ -244,6 +244,9 @@ async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_
         work.cancel()
         await asyncio.wait({work})
     assert len(gateway.dead_letters.sent) == 1
+    await look("dead-letters/replays")
+    await page.get_by_role("row", name="Ended").get_by_role("link").press("Enter")
+    await expect(page.get_by_role("heading", name="Replay: 1 of 1 sent")).to_be_visible()
     assert found == []
     assert tab.errors == []
 

@@ -8,7 +8,7 @@ requested again. Owns the statements.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -30,6 +30,7 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS replay_item (job_id TEXT, number INTEGER, record TEXT NOT NULL, outcome TEXT,
     detail TEXT, PRIMARY KEY (job_id, number)) WITHOUT ROWID""",
 )
+_JOB: Final = "SELECT id, created_at_ms, created_by, plan, total, ended_at_ms, leased_until_ms, problem FROM replay_job"
 _NOBODY: Final = ""
 CANCELED_BY: Final = "canceled_by"
 """Field of a plan."""
@@ -207,39 +208,51 @@ class _Read:
     limit: int
 
     def apply(self, connection: Statements, now_ms: int) -> Job | None:
-        row = connection.execute(
-            "SELECT created_at_ms, created_by, plan, total, ended_at_ms, leased_until_ms, problem FROM replay_job"
-            " WHERE id = ?",
-            (self.job_id,),
-        ).fetchone()
+        row = connection.execute(f"{_JOB} WHERE id = ?", (self.job_id,)).fetchone()
         if row is None:
             return None
-        created_at_ms, created_by, plan, total, ended_at_ms, leased_until_ms, problem = row
-        counted = connection.execute(
-            "SELECT outcome, count(*) FROM replay_item WHERE job_id = ? AND outcome IS NOT NULL GROUP BY outcome",
-            (self.job_id,),
-        )
-        counts = {ItemOutcome(outcome): count for outcome, count in counted}
         items = connection.execute(
             "SELECT number, record, outcome, detail FROM replay_item WHERE job_id = ? AND number > ?"
             " ORDER BY number LIMIT ?",
             (self.job_id, self.after, self.limit),
         )
-        return Job(
-            job_id=self.job_id,
-            created_at_ms=created_at_ms,
-            created_by=created_by,
-            plan=plan,
-            total=total,
-            ended_at_ms=ended_at_ms,
-            is_running=ended_at_ms is None and leased_until_ms > now_ms,
-            problem=problem,
-            counts=counts,
-            items=[
-                Item(number, record, None if outcome is None else ItemOutcome(outcome), detail)
-                for number, record, outcome, detail in items
-            ],
-        )
+        read = [
+            Item(number, record, None if outcome is None else ItemOutcome(outcome), detail)
+            for number, record, outcome, detail in items
+        ]
+        return replace(_job_of(row, connection, now_ms), items=read)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _List:
+    before: str
+    limit: int
+
+    def apply(self, connection: Statements, now_ms: int) -> Sequence[Job]:
+        # The ids are UUIDs of version 7: in the order in which the jobs were created.
+        query = f"{_JOB} WHERE ? = '' OR id < ? ORDER BY id DESC LIMIT ?"
+        rows = connection.execute(query, (self.before, self.before, self.limit)).fetchall()
+        return [_job_of(row, connection, now_ms) for row in rows]
+
+
+def _job_of(row: Sequence[Any], connection: Statements, now_ms: int) -> Job:
+    """The job in a row of `_JOB`, without its items."""
+    job_id, created_at_ms, created_by, plan, total, ended_at_ms, leased_until_ms, problem = row
+    counted = connection.execute(
+        "SELECT outcome, count(*) FROM replay_item WHERE job_id = ? AND outcome IS NOT NULL GROUP BY outcome",
+        (job_id,),
+    )
+    return Job(
+        job_id=job_id,
+        created_at_ms=created_at_ms,
+        created_by=created_by,
+        plan=plan,
+        total=total,
+        ended_at_ms=ended_at_ms,
+        is_running=ended_at_ms is None and leased_until_ms > now_ms,
+        problem=problem,
+        counts={ItemOutcome(outcome): count for outcome, count in counted},
+    )
 
 
 def canceled_reason(by: str) -> str:
@@ -285,6 +298,10 @@ class ReplayJobs:
     async def read(self, job_id: str, *, after: int = -1, limit: int) -> Job | None:
         """A job with at most `limit` of its items behind a number."""
         return cast("Job | None", await self._batches.add(_Read(job_id=job_id, after=after, limit=limit)))
+
+    async def list(self, *, before: str = "", limit: int) -> Sequence[Job]:
+        """The newest jobs, or those before an id, without their items."""
+        return cast("Sequence[Job]", await self._batches.add(_List(before=before, limit=limit)))
 
     async def close(self) -> None:
         """Work off what is waiting and disconnect."""

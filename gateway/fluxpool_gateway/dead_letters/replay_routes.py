@@ -32,6 +32,7 @@ from fluxpool_gateway.dead_letters.views import (
     ProblemCountView,
     RefusedView,
     ReplayableView,
+    ReplayJobPageView,
     ReplayJobView,
     ReplayPreview,
     ReplayRequest,
@@ -48,6 +49,7 @@ from fluxpool_transport.dlq import PreparedReplay, RecordRef, RefusedReplay, che
 
 SHOWN: Final = 200
 MAX_ITEMS: Final = 1000
+MAX_LISTED: Final = 100
 
 logger = structlog.stdlib.get_logger(__name__)
 router = APIRouter()
@@ -179,6 +181,32 @@ def _problem_counts(refused: Iterable[RefusedReplay]) -> tuple[ProblemCountView,
         )
         for field, count in counts.most_common(SHOWN)
     )
+
+
+@router.get(
+    PATH + "/replays",
+    response_model=ReplayJobPageView,
+    responses=problems(LIST_PROBLEMS),
+    summary="Replay jobs",
+    **requires(KeyScope.ADMIN),
+)
+async def list_replay_jobs(
+    services: WithServices,
+    *,
+    cursor: Annotated[str, Query(description="`next_cursor` of the page before.", max_length=64)] = "",
+    limit: Annotated[int, Query(description="Jobs at most.", ge=1, le=MAX_LISTED)] = 20,
+) -> Response:
+    """The newest first, without their items. Kept for 30 days after their end."""
+    try:
+        jobs = () if "\0" in cursor else await services.dead_letters.jobs.list(before=cursor, limit=limit + 1)
+    except SharedFileError as error:
+        raise _unusable(error) from error
+    shown = jobs[:limit]
+    page = ReplayJobPageView(
+        data=tuple(ReplayJobView.of(job, limit=limit) for job in shown),
+        next_cursor=shown[-1].job_id if len(jobs) > limit else None,
+    )
+    return json_response(page)
 
 
 @router.get(

@@ -438,3 +438,12 @@ class ReplayJobView(_View):
             next=items[-1].number if len(items) == limit and items[-1].number + 1 < job.total else None,
             status_url=f"/v1/dlq/replays/{job.job_id}",
         )
+
+
+class ReplayJobPageView(_View):
+    """Some replay jobs, the newest first."""
+
+    data: tuple[ReplayJobView, ...]
+    """Without their items: `status_url` has them."""
+    next_cursor: str | None
+    """`cursor` of the next page; null on the last one."""

@@ -187,6 +187,25 @@ async def test_jobs_that_nothing_is_left_of_end_at_once(gateway: Gateway) -> Non
     assert (await gateway.one.ask("GET", "/v1/dlq/replays/none", gateway.admin)).status_code == 404
 
 
+async def test_jobs_are_listed_by_any_process_the_newest_first_with_their_counts(gateway: Gateway) -> None:
+    gateway.dead_letters.add(letter_at(0), letter_at(1))
+
+    async def listed(query: str) -> Any:
+        return (await gateway.two.ask("GET", f"/v1/dlq/replays{query}", gateway.admin)).json()
+
+    assert await listed("") == {"data": [], "next_cursor": None}
+    created = [(await replay(gateway, ids=[name], patch=WIDE_ENOUGH))["job_id"] for name in ("0/0", "0/1", "0/0")]
+    await cancel(gateway, created[0], 200)
+    first = await listed("?limit=2")
+    assert [job["job_id"] for job in first["data"]] == created[:0:-1]
+    assert [(job["state"], job["items"], job["next"]) for job in first["data"]] == [("waiting", [], None)] * 2
+    second = await listed(f"?limit=2&cursor={first['next_cursor']}")
+    assert [(job["job_id"], job["state"], job["canceled"]) for job in second["data"]] == [(created[0], "ended", 1)]
+    assert second["next_cursor"] is None
+    reader = await gateway.create("read")
+    assert (await gateway.one.ask("GET", "/v1/dlq/replays", reader)).status_code == 403
+
+
 # A process that is killed
 
 

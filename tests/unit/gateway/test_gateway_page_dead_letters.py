@@ -130,8 +130,15 @@ async def test_a_replay_is_canceled_where_it_is_followed_and_what_was_not_sent_s
     assert (await reader.post(f"{address}/cancel")).status_code == 403
     assert (await admin.post(f"{address}/cancel", token="0" * 64)).status_code == 403
     assert button in (await admin.get(address)).text
+    listed = await admin.get(f"{HERE}/replays")
+    assert button in listed.text
+    assert f'href="{address}"' in listed.text
+    assert re.search(r"API key \w+ Waiting 0 0 0 0 2", text_of(listed))
     answer = await admin.post(f"{address}/cancel")
     assert (answer.status_code, answer.headers["location"]) == (303, address)
+    listed = await admin.get(f"{HERE}/replays")
+    assert button not in listed.text
+    assert re.search(r"Ended canceled by API key \w+ 0 0 0 2 2", text_of(listed))
     assert button not in (await admin.get(address)).text
     work = asyncio.create_task(gateway.one.dead_letters.runner.run())
     try:
@@ -184,11 +191,12 @@ async def test_who_may_read_alone_sees_its_tenants_and_has_nothing_to_change_the
     assert one.status_code == 200
     for shown in (answer, one):
         assert "Edit and replay" not in shown.text
+        assert f"{HERE}/replays" not in shown.text
         assert "Discard" not in text_of(shown).replace("Discarded", "")
         assert 'name="id"' not in shown.text
     assert (await reader.get(f"{HERE}/0/1")).status_code == 404
     assert len((await reader.get(f"{HERE}/export?format=csv")).text.splitlines()) == 2
-    for path in ("edit?id=0/0", "discard?id=0/0", "replays/any", "replays/any/export"):
+    for path in ("edit?id=0/0", "discard?id=0/0", "replays", "replays/any", "replays/any/export"):
         assert (await reader.get(f"{HERE}/{path}")).status_code == 403, path
     for path in ("edit", "discard"):
         answer = await reader.post(f"{HERE}/{path}", id="0/0", reason="a", action="replay")

@@ -20,6 +20,7 @@ from fluxpool_gateway.dead_letters.replay_routes import (
     MAX_ITEMS,
     cancel_replay_job,
     get_replay_job,
+    list_replay_jobs,
     replay_dead_letters,
 )
 from fluxpool_gateway.dead_letters.routes import get_dead_letter, list_dead_letters
@@ -29,6 +30,7 @@ from fluxpool_gateway.dead_letters.views import (
     DeadLetterDetailView,
     DeadLetterPageQuery,
     DeadLetterPageView,
+    ReplayJobPageView,
     ReplayJobView,
     ReplayPreview,
     ReplayRequest,
@@ -48,6 +50,7 @@ from fluxpool_gateway.page.rendering import redirect, render
 from fluxpool_transport.dlq import DEFAULT_MAX_REPLAYS
 
 SHOWN_ITEMS: Final = 200
+SHOWN_JOBS: Final = 20
 _SETTINGS: Final = ("patch", "priority", "drop_headers", "rate_per_second", "max_replays", "force")
 
 router = page_router()
@@ -166,6 +169,15 @@ async def _render_form(
         problems=problems,
         why=None if why is None or problems.keys() & set(_SETTINGS) else why.detail,
     )
+
+
+@router.get("/dead-letters/replays", **requires(KeyScope.ADMIN))
+async def get_jobs(
+    request: Request, services: WithServices, cursor: Annotated[str, Query(max_length=64)] = ""
+) -> Response:
+    """Who replayed dead letters when, and what came of it."""
+    page = answered(await list_replay_jobs(services, cursor=cursor, limit=SHOWN_JOBS), ReplayJobPageView)
+    return render(request, "dead_letters/jobs.html", page=page, cursor=cursor)
 
 
 @router.get("/dead-letters/replays/{job_id}", **requires(KeyScope.ADMIN))
