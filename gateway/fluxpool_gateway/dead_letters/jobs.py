@@ -231,7 +231,7 @@ class _List:
     def apply(self, connection: Statements, now_ms: int) -> Sequence[Job]:
         # The ids are UUIDs of version 7: in the order in which the jobs were created.
         query = f"{_JOB} WHERE ? = '' OR id < ? ORDER BY id DESC LIMIT ?"
-        rows = connection.execute(query, (self.before, self.before, self.limit)).fetchall()
+        rows = list(connection.execute(query, (self.before, self.before, self.limit)))
         return [_job_of(row, connection, now_ms) for row in rows]
 
 
