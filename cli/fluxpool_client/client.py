@@ -26,7 +26,7 @@ from fluxpool_client.models import (
     Task,
     TaskPage,
 )
-from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append, export_request, failure_of
+from fluxpool_client.operations import Operations, export_request
 from fluxpool_client.request_fields import (
     BatchFields,
     CancelFields,
@@ -38,6 +38,7 @@ from fluxpool_client.request_fields import (
     RatingFields,
 )
 from fluxpool_client.service_models import Model, Pools, Queue, UsageReport
+from fluxpool_client.steps import Outgoing, Pause, Response, Steps, append, failure_of
 from fluxpool_client.webhooks import Webhooks
 
 T = TypeVar("T")

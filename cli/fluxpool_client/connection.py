@@ -7,7 +7,7 @@ from typing import Final
 
 import httpx
 
-from fluxpool_client.operations import MAX_RESPONSE_BYTES, Outgoing, is_http_url
+from fluxpool_client.steps import MAX_RESPONSE_BYTES, Outgoing, is_http_url
 
 URL_VARIABLE: Final = "FLUXPOOL_URL"
 API_KEY_VARIABLE: Final = "FLUXPOOL_API_KEY"

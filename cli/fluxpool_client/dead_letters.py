@@ -1,15 +1,14 @@
 """Calls about dead letters: `client.dead_letters` of both clients. Needs the scope read, and for changes admin."""
 
-import json
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack
-from urllib.parse import quote, urlencode
+from typing import Any, Final, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
-from fluxpool_client.operations import MAX_IMAGE_BYTES, Operations, Outgoing, Steps
+from fluxpool_client.steps import MAX_IMAGE_BYTES, Calls, Outgoing, Run, RunAsync, Steps, json_request, query_of
 from fluxpool_contract.messages import DeadLetter, Resolution
 
 PATH: Final = "/v1/dlq"
@@ -190,7 +189,7 @@ class ReplayJob(_Response):
     next: int | None
 
 
-class DeadLetterOperations(Operations):
+class DeadLetterOperations(Calls):
     """What each call sends and makes of the responses."""
 
     def list_page(
@@ -198,39 +197,39 @@ class DeadLetterOperations(Operations):
     ) -> Steps[DeadLetterPage]:
         """One page of a list."""
         more = {"order": order, "limit": limit, "cursor": cursor}
-        return self._ask(DeadLetterPage, Outgoing(method="GET", path=_path(PATH, {**fields, **more})))
+        return self.ask(DeadLetterPage, Outgoing(method="GET", path=f"{PATH}{query_of({**fields, **more})}"))
 
     def summary(self, by: Sequence[str], fields: DeadLetterFields) -> Steps[DeadLetterSummary]:
         """Causes."""
-        path = _path(f"{PATH}/summary", {**fields, "by": by})
-        return self._ask(DeadLetterSummary, Outgoing(method="GET", path=path))
+        path = f"{PATH}/summary{query_of({**fields, 'by': by})}"
+        return self.ask(DeadLetterSummary, Outgoing(method="GET", path=path))
 
     def show(self, dead_letter_id: str) -> Steps[DeadLetterDetail]:
         """One dead letter."""
-        return self._ask(DeadLetterDetail, Outgoing(method="GET", path=_of(dead_letter_id)))
+        return self.ask(DeadLetterDetail, Outgoing(method="GET", path=_of(dead_letter_id)))
 
     def export(self, form: str, fields: DeadLetterFields) -> Steps[bytes]:
         """All dead letters as a file."""
-        path = _path(f"{PATH}/export", {**fields, "format": form})
-        response = yield from self._exchange(Outgoing(method="GET", path=path, max_bytes=MAX_IMAGE_BYTES))
+        path = f"{PATH}/export{query_of({**fields, 'format': form})}"
+        response = yield from self.exchange(Outgoing(method="GET", path=path, max_bytes=MAX_IMAGE_BYTES))
         return response.body
 
     def preview(self, fields: ReplayFields) -> Steps[ReplayPreview]:
         """What a replay would do."""
-        return self._ask(ReplayPreview, _post(f"{PATH}/replay", {**fields, "dry_run": True}))
+        return self.ask(ReplayPreview, json_request("POST", f"{PATH}/replay", {**fields, "dry_run": True}))
 
     def replay(self, fields: ReplayFields) -> Steps[ReplayJob]:
         """A new job; not repeated, as each request makes one."""
-        return self._ask(ReplayJob, replace(_post(f"{PATH}/replay", fields), is_repeatable=False))
+        return self.ask(ReplayJob, replace(json_request("POST", f"{PATH}/replay", fields), is_repeatable=False))
 
     def job(self, job_id: str, *, after: int) -> Steps[ReplayJob]:
         """A job and some of its items."""
         query = {"after": after, "limit": _ITEMS}
-        return self._ask(ReplayJob, Outgoing(method="GET", path=_path(f"{PATH}/replays/{quote(job_id, '')}", query)))
+        return self.ask(ReplayJob, Outgoing(method="GET", path=f"{PATH}/replays/{quote(job_id, '')}{query_of(query)}"))
 
     def cancel_job(self, job_id: str) -> Steps[ReplayJob]:
         """The job that is to end; to repeat it is harmless."""
-        return self._ask(ReplayJob, Outgoing(method="POST", path=f"{PATH}/replays/{quote(job_id, '')}/cancel"))
+        return self.ask(ReplayJob, Outgoing(method="POST", path=f"{PATH}/replays/{quote(job_id, '')}/cancel"))
 
     def items(self, job_id: str) -> Steps[tuple[ReplayItem, ...]]:
         """All items of a job, page by page."""
@@ -245,15 +244,7 @@ class DeadLetterOperations(Operations):
 
     def discard(self, dead_letter_id: str, *, reason: str) -> Steps[StoredDeadLetter]:
         """Discard one."""
-        return self._ask(StoredDeadLetter, _post(f"{_of(dead_letter_id)}/discard", {"reason": reason}))
-
-
-class _Run(Protocol):
-    def __call__(self, steps: Steps[T], /) -> T: ...
-
-
-class _RunAsync(Protocol):
-    def __call__(self, steps: Steps[T], /) -> Coroutine[Any, Any, T]: ...
+        return self.ask(StoredDeadLetter, json_request("POST", f"{_of(dead_letter_id)}/discard", {"reason": reason}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +252,7 @@ class DeadLetters:
     """The calls of the blocking client."""
 
     operations: DeadLetterOperations
-    run: _Run
+    run: Run
 
     def page(
         self, *, cursor: str | None = None, order: str = "desc", limit: int = 50, **fields: Unpack[DeadLetterFields]
@@ -322,7 +313,7 @@ class AsyncDeadLetters:
     """The calls of the asyncio client, as `DeadLetters` has them."""
 
     operations: DeadLetterOperations
-    run: _RunAsync
+    run: RunAsync
 
     async def page(
         self, *, cursor: str | None = None, order: str = "desc", limit: int = 50, **fields: Unpack[DeadLetterFields]
@@ -381,23 +372,3 @@ class AsyncDeadLetters:
 
 def _of(dead_letter_id: str) -> str:
     return f"{PATH}/{quote(dead_letter_id)}"
-
-
-def _path(path: str, query: Mapping[str, object]) -> str:
-    pairs = [
-        (name, _text(item))
-        for name, value in query.items()
-        if value is not None
-        for item in (value if isinstance(value, list | tuple) else [value])
-    ]
-    return f"{path}?{urlencode(pairs)}"
-
-
-def _post(path: str, body: Mapping[str, object]) -> Outgoing:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=_text)
-    headers = {"content-type": "application/json"}
-    return Outgoing(method="POST", path=path, headers=headers, body=text.encode(errors="surrogatepass"))
-
-
-def _text(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

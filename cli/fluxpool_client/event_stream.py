@@ -18,18 +18,18 @@ from pydantic import BaseModel, ValidationError
 
 from fluxpool_client.errors import FluxpoolError, UnexpectedResponseError, UnreachableError
 from fluxpool_client.models import Preview, PreviewedTask, Task, TaskPage, TaskStatus
-from fluxpool_client.operations import (
+from fluxpool_client.operations import TASKS
+from fluxpool_client.request_fields import ListFields
+from fluxpool_client.steps import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MAX_PAUSE_SECONDS,
-    TASKS,
     Outgoing,
     Response,
     failure_of,
-    list_query,
+    query_of,
     wanted_pause,
 )
-from fluxpool_client.request_fields import ListFields
 from fluxpool_contract.messages import check_request_id
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -202,7 +202,7 @@ class TenantEvents(EventStream):
     @classmethod
     def of(cls, fields: ListFields, *, max_attempts: int) -> Self:
         """Those of the tasks that the list with these filters has."""
-        return cls(path=f"/v1/events{list_query(fields)}", subject="all tasks", max_attempts=max_attempts)
+        return cls(path=f"/v1/events{query_of(fields)}", subject="all tasks", max_attempts=max_attempts)
 
     def _of(self, event: ServerEvent) -> Iterator[Task]:
         if event.name == "snapshot":

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol, TypedDict, TypeVar, Unpack
+from typing import Final, TypedDict, TypeVar, Unpack
 from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fluxpool_client.operations import Operations, Steps
+from fluxpool_client.steps import Calls, Run, RunAsync, Steps
 
 _PATH: Final = "/v1/webhooks"
 _ID: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -121,7 +121,7 @@ class _Endpoints(_Response):
 class _Requests:
     """What the calls send."""
 
-    operations: Operations
+    operations: Calls
 
     def create(self, name: str, url: str, fields: WebhookFields) -> Steps[NewWebhookEndpoint]:
         body = {"name": name, "url": url, **fields}
@@ -165,18 +165,10 @@ class _Requests:
         return self.operations.call(WebhookDelivery, "POST", path, repeatable=False)
 
 
-class _Run(Protocol):
-    def __call__(self, steps: Steps[T], /) -> T: ...
-
-
-class _RunAsync(Protocol):
-    async def __call__(self, steps: Steps[T], /) -> T: ...
-
-
 class Webhooks:
     """The calls of a blocking client. Those that make something new are sent once."""
 
-    def __init__(self, operations: Operations, run: _Run) -> None:
+    def __init__(self, operations: Calls, run: Run) -> None:
         self._requests = _Requests(operations)
         self._run = run
 
@@ -228,7 +220,7 @@ class Webhooks:
 class AsyncWebhooks:
     """The calls of an asyncio client. Those that make something new are sent once."""
 
-    def __init__(self, operations: Operations, run: _RunAsync) -> None:
+    def __init__(self, operations: Calls, run: RunAsync) -> None:
         self._requests = _Requests(operations)
         self._run = run
 
