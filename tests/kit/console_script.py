@@ -1,4 +1,4 @@
-"""`python -m kit.console_script`: the installed `fluxpool` program, for processes that have imported it already."""
+"""`python -m kit.console_script`: the `fluxpool` program, for processes that have imported it already."""
 
 from fluxpool_cli.main import main
 

@@ -1,4 +1,4 @@
-"""A process that has imported programs and forks them: the far side of `kit.warm_start` and `kit.warm_program`.
+"""A process that has imported programs and forks them: the far side of `kit.warm_start`.
 
 Usage: fork_server.py CONTROL LISTENER IMPORTS: two inherited descriptors, and what to import. When the other end of
 CONTROL ends, it ends with its programs. A client of LISTENER sends a message with descriptors, then a request;

@@ -1,4 +1,4 @@
-"""`python -m kit.warm_probe`: prints how a program sees itself, then ends as `ENDS` in its environment says."""
+"""`python -m kit.warm_probe`: prints how a program sees itself, and ends as `ENDS` in its environment says."""
 
 import atexit
 import json

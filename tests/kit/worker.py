@@ -153,7 +153,7 @@ class WorkerBench:
     def start(
         self, *, environment: Mapping[str, str] | None = None, module: str = "fluxpool_worker", **changes: Any
     ) -> WorkerProcess:
-        """Start a worker; `environment` is added to its own. `module` is its program, such as `kit.eager_worker`."""
+        """Start a worker; `environment` is added to its own. `module` is its program: `kit.eager_worker`."""
         name = f"worker-{len(self.workers) + 1}"
         settings = self.settings(name, **changes)
         log_file = self.folder / f"{name}.log"
