@@ -5,16 +5,17 @@ any number share the work. Continues in `webhooks.dispatch.dispatcher`.
 """
 
 import asyncio
-import fcntl
 import os
 import resource
 import signal
 import sys
+from functools import partial
 from typing import Final
 
 import structlog
 
 from fluxpool_contract.settings import SettingsError
+from fluxpool_gateway.process_lock import acquire_lock
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_gateway.stores import open_task_reader, open_webhooks
@@ -29,7 +30,6 @@ from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_transport.process import configure_logging, run_program
 
 LOCK_SUFFIX: Final = ".dispatcher-lock"
-_LOCK_INTERVAL_SECONDS: Final = 0.5
 _OTHER_FILES: Final = 256
 
 # By name, because the program itself is `__main__`.
@@ -72,19 +72,14 @@ async def _dispatch(settings: GatewaySettings) -> None:
 
 
 async def _lock(settings: GatewaySettings, stopping: asyncio.Event) -> int:
-    """Hold the lock of the file, or wait for it until `stopping`. The kernel releases it however this ends."""
+    """Hold the lock of the file, or wait for it until `stopping`; the caller closes the file, which releases it."""
     file = settings.webhook_store_file()
     lock = os.open(file.with_name(file.name + LOCK_SUFFIX), os.O_CREAT | os.O_RDWR, 0o600)
-    standby = False
-    while not stopping.is_set():
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    on_standby = partial(logger.info, "dispatcher_standby", file=str(file))
+    for seconds in acquire_lock(lock, on_standby=on_standby):
+        if stopping.is_set():
             break
-        except BlockingIOError:
-            if not standby:
-                standby = True
-                logger.info("dispatcher_standby", file=str(file))
-            await asyncio.sleep(_LOCK_INTERVAL_SECONDS)
+        await asyncio.sleep(seconds)
     return lock
 
 

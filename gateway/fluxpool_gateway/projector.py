@@ -5,7 +5,6 @@ in the store says how it is: the servers show that by `/readyz` and `/metrics`. 
 or with PostgreSQL in `projection.postgres_keeper`.
 """
 
-import fcntl
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from fluxpool_contract.settings import SettingsError
 from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.identity.bootstrap import prepare_secret
 from fluxpool_gateway.identity.key_store import KeysError
+from fluxpool_gateway.process_lock import acquire_lock
 from fluxpool_gateway.projection.postgres_keeper import PostgresKeeper
 from fluxpool_gateway.projection.store_keeper import StoreKeeper
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
@@ -33,7 +34,6 @@ from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.process import configure_logging, run_program
 
 LOCK_SUFFIX: Final = ".projector-lock"
-_LOCK_INTERVAL_SECONDS: Final = 0.5
 _NICENESS: Final = 15
 """On a busy machine accepting requests comes before projecting them: a projection catches up, a client gives up."""
 
@@ -96,17 +96,10 @@ def _project(settings: GatewaySettings, trust: TenantTrust, stopping: threading.
 def _lock(lock_file: Path, stopping: threading.Event) -> Iterator[None]:
     """Hold the lock of the database, or wait for it until `stopping`. The kernel releases it however this ends."""
     with lock_file.open("a") as lock:
-        standby = False
-        while not stopping.is_set():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        on_standby = partial(logger.info, "projector_standby", lock_file=str(lock_file))
+        for seconds in acquire_lock(lock.fileno(), on_standby=on_standby):
+            if stopping.wait(seconds):
                 break
-            except BlockingIOError:
-                if not standby:
-                    standby = True
-                    logger.info("projector_standby", lock_file=str(lock_file))
-            # Polled, because a signal handler in Python cannot end a blocking flock.
-            stopping.wait(_LOCK_INTERVAL_SECONDS)
         yield
 
 
