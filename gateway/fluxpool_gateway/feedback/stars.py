@@ -5,9 +5,11 @@ lives in the compacted topic, survives a rebuild of the store, and is deleted wi
 gateway's would need a backup, and another one where replicas share none. It has no score, so that no figure has it.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from sqlalchemy import Connection, select
 
 from fluxpool_contract.bounds import moment_at
@@ -24,35 +26,26 @@ from fluxpool_gateway.tasks.producer import DeliveryError
 
 TAG: Final = "starred"
 _PROBLEMS: Final = {status: text for status, text in RATE_PROBLEMS.items() if status not in {413, 415}}
-_NO_CONTENT: Final = 204
+_STAR: Final = PATH + "/{request_id}/star"
+_ROUTE: Final[Mapping[str, Any]] = {
+    "status_code": HTTPStatus.NO_CONTENT,
+    "responses": problems(_PROBLEMS),
+    **requires(KeyScope.RATE),
+}
 
 router = APIRouter()
 
 
-@router.put(
-    PATH + "/{request_id}/star",
-    status_code=_NO_CONTENT,
-    responses=problems(_PROBLEMS),
-    summary="Star a task",
-    **requires(KeyScope.RATE),
-)
-async def put_star(request_id: RequestIdInPath, services: WithServices, caller: WithCaller) -> Response:
+@router.put(_STAR, summary="Star a task", **_ROUTE)
+async def put_star(request_id: RequestIdInPath, services: WithServices, caller: WithCaller) -> None:
     """Answers once it is durable. As often as you like."""
     await set_star(request_id, services, caller, starred=True)
-    return Response(status_code=_NO_CONTENT)
 
 
-@router.delete(
-    PATH + "/{request_id}/star",
-    status_code=_NO_CONTENT,
-    responses=problems(_PROBLEMS),
-    summary="Take a star back",
-    **requires(KeyScope.RATE),
-)
-async def delete_star(request_id: RequestIdInPath, services: WithServices, caller: WithCaller) -> Response:
+@router.delete(_STAR, summary="Take a star back", **_ROUTE)
+async def delete_star(request_id: RequestIdInPath, services: WithServices, caller: WithCaller) -> None:
     """Answers once it is durable. As often as you like."""
     await set_star(request_id, services, caller, starred=False)
-    return Response(status_code=_NO_CONTENT)
 
 
 async def set_star(request_id: str, services: Services, caller: Caller, *, starred: bool) -> None:
