@@ -41,7 +41,7 @@ ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class GatewayAddress:
     """A gateway, the key for it, and what set either."""
 
     url: str
@@ -71,7 +71,7 @@ class GatewayOptions:
         ),
     ] = None
 
-    def place(self, data_dir: Path | None = None, environment: Mapping[str, str] = os.environ) -> Place:
+    def place(self, data_dir: Path | None = None, environment: Mapping[str, str] = os.environ) -> GatewayAddress:
         """Where the gateway is: an option wins over the environment, and that over the current profile.
 
         The key of a profile is sent to the gateway of that profile alone. Raises `CommandError` (2).
@@ -92,7 +92,7 @@ class GatewayOptions:
         may_have_key = profile is not None and profile.url is not None and profile.url.rstrip("/") == url.rstrip("/")
         if profile is not None and profile.api_key and may_have_key and (by_option or key is None):
             key, key_source = profile.api_key, profile_source
-        return Place(url=url, url_source=source, api_key=key, key_source=key_source, is_local=not source)
+        return GatewayAddress(url=url, url_source=source, api_key=key, key_source=key_source, is_local=not source)
 
     @contextmanager
     def client(
@@ -131,7 +131,7 @@ def default_gateway_url(data_dir: Path | None = None) -> str:
 
 
 @contextmanager
-def named_options(place: Place | None = None) -> Iterator[None]:
+def named_options(place: GatewayAddress | None = None) -> Iterator[None]:
     """For arguments of the client that come from options: what is wrong with them names what set them."""
     try:
         yield
@@ -162,7 +162,7 @@ def field_lines(fields: Iterable[FieldError]) -> list[str]:
     return [" ".join(f"{name}: {detail}".removeprefix(": ").split("\n")) for name, detail in named]
 
 
-def _as_command_error(error: FluxpoolError, place: Place) -> CommandError:
+def _as_command_error(error: FluxpoolError, place: GatewayAddress) -> CommandError:
     url = place.url
     reason = reason_of(error)
     match error:

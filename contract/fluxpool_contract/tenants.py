@@ -17,7 +17,7 @@ _PROOF_BYTES: Final = 16
 MIN_KEY_CHARACTERS: Final = 32
 """Of `openssl rand -hex 16`; a shorter key may be a password, which a reader of one record could search for."""
 MAX_KEYS: Final = 8
-NOBODY: Final = ""
+NO_TENANT: Final = ""
 """In place of a tenant: no caller with a key sees the task, and no worker runs it."""
 
 
@@ -81,8 +81,8 @@ class TenantTrust:
     def owner(self, envelope: Envelope, *, topics: Collection[str], request_id: str) -> str:
         """The tenant; `default` without proof, unless one of `topics` is foreign: those that may have named it first.
 
-        `NOBODY` with a false proof: it may be one of a key that was lost, and the task another tenant's then. Without
-        any key no proof can be told from another, and all are `default`'s.
+        `NO_TENANT` with a false proof: it may be one of a key that was lost, and the task another tenant's then.
+        Without any key no proof can be told from another, and all are `default`'s.
         """
         tenant = envelope.tenant
         if tenant == DEFAULT_TENANT or not self.foreign_topics.isdisjoint(topics):
@@ -97,11 +97,11 @@ class TenantTrust:
         is_proven = later != accepted[: len(later)] and _proves(
             later, envelope.tenant_proof, tenant=tenant, request_id=request_id
         )
-        return tenant if is_proven else NOBODY
+        return tenant if is_proven else NO_TENANT
 
     def prove(self, *, tenant: str, request_id: str) -> str | None:
         """The proof for a record of one's own; None where it needs none, or there is no key."""
-        if tenant in {DEFAULT_TENANT, NOBODY}:
+        if tenant in {DEFAULT_TENANT, NO_TENANT}:
             return None
         signing = next(iter(self._accepted()), None)
         return None if signing is None else prove_tenant(signing, tenant=tenant, request_id=request_id)

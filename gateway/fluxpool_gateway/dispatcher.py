@@ -84,7 +84,7 @@ async def _lock(settings: GatewaySettings, stopping: asyncio.Event) -> int:
 
 
 async def _release_leases(webhooks: WebhookStore, stopping: asyncio.Event) -> None:
-    """The lock says that nobody else delivers: leases are those of a dispatcher that was killed."""
+    """With the lock held no other process delivers: leases are those of a dispatcher that was killed."""
     while not stopping.is_set():
         try:
             await webhooks.write(deliveries.release_all)

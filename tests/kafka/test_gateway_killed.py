@@ -236,7 +236,7 @@ async def test_nothing_acknowledged_is_lost_whichever_process_is_killed_when(
         async with httpx.AsyncClient(base_url=gateway.url, timeout=60, trust_env=False) as client:
             path = f"v1/generations/{min(load.deleted)}"
             assert (await told(lambda: client.get(path))).status_code == 410
-        # Of those that nobody deletes.
+        # Of those that no client deletes.
         kept = set(ended[: ENDED // 2])
         await wait_until(lambda: kept <= told_ends(receiver), deadline_seconds=60, what="every end at the webhook")
     finally:

@@ -11,7 +11,7 @@ from fluxpool_gateway.dead_letters.jobs import Item, ItemOutcome, Job, ReplayJob
 from fluxpool_gateway.dead_letters.rows import (
     DeadLetterQuery,
     Dimension,
-    Place,
+    ListPosition,
     StoredDeadLetter,
     count_dead_letters,
     list_dead_letters,
@@ -55,7 +55,7 @@ async def test_dead_letters_and_their_resolutions_are_projected_and_read(
     topic = MemoryTopic(writer, TenantTrust(secret=None))
 
     async def listed(
-        wanted: DeadLetterQuery, *, after: Place | None = None, newest_first: bool = True, limit: int = 9
+        wanted: DeadLetterQuery, *, after: ListPosition | None = None, newest_first: bool = True, limit: int = 9
     ) -> Sequence[StoredDeadLetter]:
         return await reader.read(
             lambda connection: list_dead_letters(

@@ -212,7 +212,7 @@ async def test_a_client_that_goes_away_cancels_its_task_unless_it_has_a_key(
 
 
 async def test_a_wait_that_ends_early_is_one_error_with_the_tasks_id(clients: Clients) -> None:
-    # Nobody takes tasks, and the client would submit the request twice more once it has waited for 8 s.
+    # No worker takes tasks, and the client would submit the request twice more once it has waited for 8 s.
     impatient = clients.openai.with_options(timeout=8)
     with pytest.raises(openai.InternalServerError) as late:
         await impatient.images.generate(prompt="a", **SMALL)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import httpx
 
 from fluxpool_cli.doctor.checking import Finding, State
-from fluxpool_cli.gateway import Place
+from fluxpool_cli.gateway import GatewayAddress
 from fluxpool_client import connection_of
 
 _SECONDS: Final = 15.0
@@ -24,7 +24,7 @@ _PROBES: Final = (
 """Requests that change nothing, by the scope that each needs; the one to submit is not valid."""
 
 
-def check_gateway(place: Place) -> Iterator[Finding]:
+def check_gateway(place: GatewayAddress) -> Iterator[Finding]:
     """Findings about the gateway that the commands use."""
     try:
         connection = connection_of(place.url, place.api_key, timeout_seconds=_SECONDS)
@@ -86,7 +86,7 @@ def _clock(response: httpx.Response) -> Iterator[Finding]:
         yield Finding(State.OK, "its clock agrees with this machine's")
 
 
-def _scopes(client: httpx.Client, place: Place) -> Iterator[Finding]:
+def _scopes(client: httpx.Client, place: GatewayAddress) -> Iterator[Finding]:
     allowed: list[str] = []
     denied: list[str] = []
     for scope, method, path in _PROBES:

@@ -36,7 +36,7 @@ def compare(
     if rater is not None:
         fields["rater"] = rater
     with gateway.client() as client:
-        said = client.compare(image_named(a), image_named(b), prefer.value, **fields)
-    sides = {side: f"{image.request_id}/{image.index}" for side, image in (("a", said.a), ("b", said.b))}
-    line = f"{sides['a']} {sides['b']} {sides.get(said.preferred, said.preferred)}"
-    write_result(Result(document=said.model_dump(mode="json"), parts=[line], names=[*sides.values()]), output)
+        comparison = client.compare(image_named(a), image_named(b), prefer.value, **fields)
+    sides = {side: f"{image.request_id}/{image.index}" for side, image in (("a", comparison.a), ("b", comparison.b))}
+    line = f"{sides['a']} {sides['b']} {sides.get(comparison.preferred, comparison.preferred)}"
+    write_result(Result(document=comparison.model_dump(mode="json"), parts=[line], names=[*sides.values()]), output)

@@ -66,6 +66,6 @@ def rate(
             return
         if rater is not None:
             fields["rater"] = rater
-        said = client.rate(request_id, **fields)
-    name = f"{said.request_id}/{said.index}"
-    write_result(Result(document=said.model_dump(mode="json"), parts=[f"{name} rated"], names=[name]), output)
+        rating = client.rate(request_id, **fields)
+    name = f"{rating.request_id}/{rating.index}"
+    write_result(Result(document=rating.model_dump(mode="json"), parts=[f"{name} rated"], names=[name]), output)

@@ -31,7 +31,7 @@ _SCHEMA: Final = (
     detail TEXT, PRIMARY KEY (job_id, number)) WITHOUT ROWID""",
 )
 _JOB: Final = "SELECT id, created_at_ms, created_by, plan, total, ended_at_ms, leased_until_ms, problem FROM replay_job"
-_NOBODY: Final = ""
+_NO_OWNER: Final = ""
 CANCELED_BY: Final = "canceled_by"
 """Field of a plan."""
 
@@ -97,7 +97,7 @@ class _Create:
         job = self.job
         connection.execute(
             "INSERT INTO replay_job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (job.job_id, job.created_at_ms, job.created_by, job.plan, len(self.records), _NOBODY, 0, None, ""),
+            (job.job_id, job.created_at_ms, job.created_by, job.plan, len(self.records), _NO_OWNER, 0, None, ""),
         )
         connection.executemany(
             "INSERT INTO replay_item VALUES (?, ?, ?, ?, ?)",
@@ -119,7 +119,7 @@ class _Claim:
         if row is None:
             return None
         job_id, created_at_ms, created_by, plan, total, owner, leased_until_ms = row
-        if owner not in {_NOBODY, self.owner} and leased_until_ms > now_ms:
+        if owner not in {_NO_OWNER, self.owner} and leased_until_ms > now_ms:
             return None
         connection.execute(
             "UPDATE replay_job SET owner = ?, leased_until_ms = ? WHERE id = ?",
@@ -162,7 +162,7 @@ class _Save:
             "UPDATE replay_job SET owner = ?, leased_until_ms = ?, problem = ?, ended_at_ms = ?"
             " WHERE id = ? AND owner = ? AND ended_at_ms IS NULL",
             (
-                _NOBODY if self.release else self.owner,
+                _NO_OWNER if self.release else self.owner,
                 leased_until_ms,
                 self.problem,
                 now_ms if self.end else None,
@@ -190,7 +190,7 @@ class _Cancel:
         # In the plan, so that whichever process works on it, or takes it over, finds it; the first one counts.
         fields[CANCELED_BY] = fields.get(CANCELED_BY) or self.by
         connection.execute("UPDATE replay_job SET plan = ? WHERE id = ?", (json.dumps(fields), self.job_id))
-        if owner != _NOBODY:
+        if owner != _NO_OWNER:
             # What its process has done since its last note only that process knows, or Kafka.
             return
         detail = json.dumps({"reason": canceled_reason(fields[CANCELED_BY])})

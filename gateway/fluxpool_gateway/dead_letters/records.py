@@ -8,7 +8,7 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import RawHeaders, Resolution, is_resolution, parse_envelope
 from fluxpool_contract.problems import InvalidTaskError
-from fluxpool_contract.tenants import NOBODY, TenantTrust
+from fluxpool_contract.tenants import NO_TENANT, TenantTrust
 from fluxpool_transport.dlq import DeadLetterEntry, entry_of, parse_resolution
 
 _OF_THE_TENANT = frozenset({header_names.TENANT, header_names.TENANT_PROOF})
@@ -20,7 +20,7 @@ class DeadLetterSeen:
 
     entry: DeadLetterEntry
     tenant: str
-    """Whose it is; `NOBODY`: shown to holders of the scope admin alone."""
+    """Whose it is; `NO_TENANT`: shown to holders of the scope admin alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def _owner(entry: DeadLetterEntry, headers: RawHeaders, *, trust: TenantTrust, t
         # These alone: another header may be why the task was refused, and it is its tenant's all the same.
         envelope = parse_envelope([(name, raw) for name, raw in headers if name in _OF_THE_TENANT])
     except InvalidTaskError:
-        return NOBODY
+        return NO_TENANT
     origin = "" if entry.dead_letter is None else entry.dead_letter.origin_topic
     # Of a retry topic it is not known where the task was sent to first.
     topics = (origin,) if origin in task_topics else tuple(task_topics)

@@ -23,7 +23,7 @@ from fluxpool_gateway.dead_letters.views import (
     SummaryQuery,
     SummaryView,
     cursor_of,
-    place_of,
+    position_of,
 )
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems, unavailable
 from fluxpool_gateway.http.routes import NO_STORE, READ_PROBLEMS, Services, WithServices, json_response
@@ -86,7 +86,7 @@ async def list_dead_letters(
     wanted = query.query(sees_only=sees_only(caller), states=query.state)
     if wanted is None:
         return json_response(DeadLetterPageView(data=(), matching=0, has_more=False, next_cursor=None))
-    after = None if query.cursor is None else place_of(query.cursor)
+    after = None if query.cursor is None else position_of(query.cursor)
     page = services.dead_letters.page(wanted, after=after, newest_first=query.order == "desc", limit=query.limit + 1)
     found, matching = await read_store(page)
     shown = found[: query.limit]

@@ -163,13 +163,13 @@ class StoredDeadLetter:
     state: str
 
     @property
-    def place(self) -> "Place":
+    def place(self) -> "ListPosition":
         """Its place in a list."""
-        return Place(milliseconds_of(self.entry.failed_at), self.entry.ref)
+        return ListPosition(milliseconds_of(self.entry.failed_at), self.entry.ref)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ListPosition:
     """A place in the order of failures."""
 
     failed_at_ms: int
@@ -253,7 +253,7 @@ def list_dead_letters(
     topic: str,
     wanted: DeadLetterQuery,
     *,
-    after: Place | None = None,
+    after: ListPosition | None = None,
     newest_first: bool,
     limit: int,
 ) -> Sequence[StoredDeadLetter]:

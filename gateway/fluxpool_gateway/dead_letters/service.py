@@ -15,7 +15,7 @@ from fluxpool_gateway.dead_letters.rows import (
     Cause,
     DeadLetterQuery,
     Dimension,
-    Place,
+    ListPosition,
     StoredDeadLetter,
     count_dead_letters,
     list_dead_letters,
@@ -43,7 +43,7 @@ class DeadLetters:
     topics: TopicNames
 
     async def page(
-        self, wanted: DeadLetterQuery, *, after: Place | None, newest_first: bool, limit: int
+        self, wanted: DeadLetterQuery, *, after: ListPosition | None, newest_first: bool, limit: int
     ) -> tuple[Sequence[StoredDeadLetter], int]:
         """Some dead letters behind a place, and how many match in all."""
         name = self.topic.name
@@ -56,7 +56,7 @@ class DeadLetters:
 
     async def pages(self, wanted: DeadLetterQuery | None) -> AsyncIterator[Sequence[StoredDeadLetter]]:
         """All that match, the oldest failure first, in parts; without a query none."""
-        after: Place | None = None
+        after: ListPosition | None = None
         while wanted is not None:
             part = await self._read(_listing(self.topic.name, wanted, after=after, limit=PAGE_ROWS))
             if part:
@@ -94,7 +94,7 @@ class DeadLetters:
 
 
 def _listing(
-    topic: str, wanted: DeadLetterQuery, *, after: Place | None, limit: int
+    topic: str, wanted: DeadLetterQuery, *, after: ListPosition | None, limit: int
 ) -> Callable[[Connection], Sequence[StoredDeadLetter]]:
     def read(connection: Connection) -> Sequence[StoredDeadLetter]:
         return list_dead_letters(connection, topic, wanted, after=after, newest_first=False, limit=limit)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, Resolution
 from fluxpool_gateway.dead_letters.jobs import CANCELED_BY, ItemOutcome, Job
-from fluxpool_gateway.dead_letters.rows import Cause, DeadLetterQuery, Dimension, Place, StoredDeadLetter
+from fluxpool_gateway.dead_letters.rows import Cause, DeadLetterQuery, Dimension, ListPosition, StoredDeadLetter
 from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.http.routes import RequestModel
 from fluxpool_gateway.http.task_routes import Moment
@@ -84,7 +84,7 @@ class DeadLetterPageQuery(ListedDeadLetters):
     order: Literal["desc", "asc"] = "desc"
     """desc: the latest failure first."""
     limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Annotated[str, AfterValidator(lambda text: str(place_of(text) and text))] | None = None
+    cursor: Annotated[str, AfterValidator(lambda text: str(position_of(text) and text))] | None = None
     """`next_cursor` of the page before."""
 
 
@@ -237,7 +237,7 @@ class SummaryView(_View):
     """There are further causes, with fewer open dead letters; narrow the filters."""
 
 
-def place_of(cursor: str) -> Place:
+def position_of(cursor: str) -> ListPosition:
     """The place that a cursor names; raises `ValueError` for a text that `cursor_of` never makes."""
     parts = cursor.split(".")
     if len(parts) != len(("failed_at_ms", "partition", "offset")) or not all(
@@ -245,10 +245,10 @@ def place_of(cursor: str) -> Place:
     ):
         raise ValueError("is not a cursor; take next_cursor of the page before as it is, or leave it out")
     failed_at_ms, partition, offset = map(int, parts)
-    return Place(failed_at_ms, RecordRef(partition, offset))
+    return ListPosition(failed_at_ms, RecordRef(partition, offset))
 
 
-def cursor_of(place: Place) -> str:
+def cursor_of(place: ListPosition) -> str:
     """The cursor of a place."""
     return f"{place.failed_at_ms}.{place.ref.partition}.{place.ref.offset}"
 

@@ -23,7 +23,7 @@ from fluxpool_contract.messages import (
     rating_id_of,
 )
 from fluxpool_contract.problems import FieldProblem
-from fluxpool_contract.tenants import NOBODY
+from fluxpool_contract.tenants import NO_TENANT
 from fluxpool_gateway.feedback import export_route
 from fluxpool_gateway.feedback.figures import Dimension, group_by
 from fluxpool_gateway.feedback.models import (
@@ -322,7 +322,7 @@ async def _task_of(services: Services, caller: Caller, request_id: str) -> TaskS
         raise ProblemError(
             ProblemCode.NOT_FINISHED, f"task {request_id} has not ended; only tasks that succeeded are judged"
         )
-    if found.tenant == NOBODY:
+    if found.tenant == NO_TENANT:
         raise ProblemError(ProblemCode.NOT_FOUND, f"whose task {request_id} is, is not known")
     return found
 

@@ -20,7 +20,7 @@ _CHUNK: Final = 300
 """Of keys in one statement, each with two values: SQLite takes 999 in old builds."""
 _Key = tuple[str, str]
 """Tenant and rating_id."""
-_Place = tuple[int, int, int]
+_RecordPosition = tuple[int, int, int]
 """Time, partition and offset of the record."""
 _DELETED: Final = (
     select(tasks.c.tenant, tasks.c.request_id)
@@ -36,7 +36,7 @@ _OF_TASK: Final = (
 
 def save_feedback(connection: Connection, changes: Sequence[tuple[tuple[str, int, int], FeedbackSeen]]) -> None:
     """Apply records, each with its topic, partition and offset. After the tasks of the same transaction."""
-    latest: dict[_Key, tuple[_Place, FeedbackSeen]] = {}
+    latest: dict[_Key, tuple[_RecordPosition, FeedbackSeen]] = {}
     known = _places(connection, {(change.tenant, change.rating_id) for _, change in changes})
     for (_, partition, offset), change in changes:
         key, place = (change.tenant, change.rating_id), (change.at_ms, partition, offset)
@@ -73,7 +73,7 @@ def delete_feedback_of(connection: Connection, deleted: Iterable[tuple[str, str]
             connection.execute(statement, values)
 
 
-def _is_later(place: _Place, before: _Place) -> bool:
+def _is_later(place: _RecordPosition, before: _RecordPosition) -> bool:
     """Whether a record came later than another with the same key: by its offset where both lie in one partition."""
     if place[1] == before[1]:
         return place[2] > before[2]
@@ -81,8 +81,8 @@ def _is_later(place: _Place, before: _Place) -> bool:
     return place[:2] > before[:2]
 
 
-def _places(connection: Connection, keys: set[_Key]) -> Mapping[_Key, _Place]:
-    found: dict[_Key, _Place] = {}
+def _places(connection: Connection, keys: set[_Key]) -> Mapping[_Key, _RecordPosition]:
+    found: dict[_Key, _RecordPosition] = {}
     for chunk in _chunks(sorted(keys)):
         for table in (ratings, comparisons):
             columns = (table.c.tenant, table.c.rating_id, table.c.at_ms, table.c.partition, table.c.offset)

@@ -42,7 +42,7 @@ class FeedbackWriter:
     """What was written or taken back lately, and when: the projection shows it a moment later."""
 
     def rater_hash(self, tenant: str, rater: str) -> str:
-        """The pseudonym of a person: the same for every judgement, and for nobody to trace back."""
+        """The pseudonym of a person: the same for every judgement, and not traceable."""
         text = f"rater/{tenant}/{rater}".encode(errors="replace")
         return hmac.digest(self.rater_secret or b"none", text, hashlib.sha256)[:_RATER_BYTES].hex()
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
-from fluxpool_contract.tenants import NOBODY
+from fluxpool_contract.tenants import NO_TENANT
 from fluxpool_gateway.feedback.reads import find_keys_of_task
 from fluxpool_gateway.http.problem import (
     BODY_PROBLEMS,
@@ -248,14 +248,14 @@ async def delete_generation(request_id: RequestIdInPath, services: WithServices,
     if isinstance(found, RecentTask) or not found.status.terminal:
         detail = f"task {request_id} has not ended; cancel it (POST {PATH}/{request_id}/cancel), then delete it"
         raise ProblemError(ProblemCode.NOT_FINISHED, detail, headers=[("retry-after", str(RETRY_AFTER_SECONDS))])
-    if found.tenant == NOBODY:
+    if found.tenant == NO_TENANT:
         raise ProblemError(ProblemCode.NOT_FOUND, f"whose task {request_id} is, is not known")
     # It outlives the record of the deletion, and would come back with a store that is built again.
-    said = await read_store(
+    feedback = await read_store(
         services.store.read(lambda connection: find_keys_of_task(connection, request_id, tenant=found.tenant))
     )
     try:
-        await services.feedback.withdraw(said, tenant=found.tenant)
+        await services.feedback.withdraw(feedback, tenant=found.tenant)
         await services.deleting.delete(found)
     except (StorageUnavailableError, CorruptObjectError) as error:
         logger.warning("task_objects_not_deleted", request_id=request_id, reason=str(error))

@@ -260,7 +260,7 @@ async def rotate_key(wanted: RotationRequest, key_id: KeyIdInPath, gate: WithGat
             raise _no_such_key(key_id)
     except KeyStoreUnavailableError as error:
         raise _unusable(error) from error
-    gate.forget(key_id)
+    gate.evict(key_id)
     logger.info("api_key_rotated", key_id=key_id, new_key_id=presented.key_id, by=caller.name)
     return _created(successors[0], text, now_ms=now_ms)
 
@@ -281,7 +281,7 @@ async def revoke_key(key_id: KeyIdInPath, gate: WithGate, caller: WithCaller) ->
         raise _unusable(error) from error
     if revoked is None:
         raise _no_such_key(key_id)
-    gate.forget(key_id)
+    gate.evict(key_id)
     logger.info("api_key_revoked", key_id=key_id, tenant=revoked.tenant, by=caller.name)
     return json_response(KeyView.of(revoked, now_ms=now_ms))
 

@@ -22,7 +22,7 @@ from fluxpool_contract.header_names import TRACEPARENT, TRACESTATE
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import Quality, idempotent_request_id, new_request_id, task_digest
 from fluxpool_contract.problems import FieldProblem, summarize
-from fluxpool_contract.tenants import NOBODY, TenantTrust
+from fluxpool_contract.tenants import NO_TENANT, TenantTrust
 from fluxpool_gateway.http.generation_request import (
     MAX_BODY_BYTES,
     GenerationRequest,
@@ -193,7 +193,7 @@ class Submission:
         # The parameters of its preset are in the task: the new one has the same, whatever the preset is by now.
         kept = {name: fields.pop(name) for name in ("preset", "preset_choice") if name in fields}
         request = self._parse(json.dumps(fields | {"priority": ended.priority}).encode(), caller)
-        tenant = caller.tenant if ended.tenant == NOBODY else ended.tenant
+        tenant = caller.tenant if ended.tenant == NO_TENANT else ended.tenant
         # No Idempotency-Key has blanks.
         request_id = idempotent_request_id(tenant, f"retry of {ended.request_id} after {ended.version}")
         value = render_task(request, request_id, parent_id=ended.request_id, more=kept)

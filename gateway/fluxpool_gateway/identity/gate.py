@@ -113,7 +113,7 @@ class KeyGate:
         return self._active(cached)
 
     async def secret(self) -> bytes:
-        """What all processes and replicas know, and nobody else; raises `ProblemError` (503)."""
+        """What all processes and replicas know, and no one else; raises `ProblemError` (503)."""
         try:
             return await self.store.secret()
         except KeyStoreUnavailableError as error:
@@ -141,7 +141,7 @@ class KeyGate:
             case unknown:
                 assert_never(unknown)
 
-    def forget(self, key_id: str) -> None:
+    def evict(self, key_id: str) -> None:
         """Read a key again before it is used next: it was changed here."""
         self._cache.pop(key_id, None)
         # What is being read may be from before the change.

@@ -80,7 +80,7 @@ class PreviewReader:
     def take(self, record: ConsumerRecord) -> None:
         """Show the preview in a record to those who watch its task; what holds none is passed over."""
         value = record.value
-        # Before it is parsed: most records are steps, and of tasks that nobody watches.
+        # Before it is parsed: most records are steps, and of tasks without a watcher.
         if (
             isinstance(record, UndecodableRecord)
             or not value

@@ -120,7 +120,7 @@ class TaskPreviews:
             self._is_watched.clear()
 
     def show(self, key: TaskKey, preview: Preview, *, attempt: int, step: int | None, total_steps: int | None) -> None:
-        """A preview of a task came; nothing happens when nobody watches the task."""
+        """A preview of a task came; ignored when the task has no watcher."""
         watched = self._watched.get(key)
         if watched is None:
             return

@@ -47,14 +47,14 @@ class SessionSigner:
 
     def issue_to(self, caller: Caller, *, issuer: str, now_ms: int, seconds: int) -> str:
         """The cookie of a session of somebody whom an issuer knows: who it is and what they may do, no token."""
-        said = {
+        claims = {
             "issuer": issuer,
             "name": caller.name,
             "tenant": caller.tenant,
             "scopes": sorted(caller.scopes),
             "priorities": sorted(caller.rights.priorities),
         }
-        text = base64.urlsafe_b64encode(json.dumps(said).encode()).rstrip(b"=").decode()
+        text = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
         text = f"v2.{text}.{now_ms // 1000 + seconds}.{secrets.token_urlsafe(16)}"
         return f"{text}.{self._sign(text)}"
 
@@ -63,15 +63,15 @@ class SessionSigner:
         found = _ISSUED.fullmatch(cookie)
         if found is None or not hmac.compare_digest(self._sign(found[1]), found[4]) or now_ms >= int(found[3]) * 1000:
             return None
-        said = json.loads(base64.urlsafe_b64decode(found[2] + "=" * (-len(found[2]) % 4)))
-        if said["issuer"] != issuer:
+        claims = json.loads(base64.urlsafe_b64decode(found[2] + "=" * (-len(found[2]) % 4)))
+        if claims["issuer"] != issuer:
             return None
         # A scope of a release that is newer or older than this one counts for nothing.
         return Caller(
-            tenant=said["tenant"],
-            scopes=frozenset(scope for scope in KeyScope if scope in said["scopes"]),
-            rights=Rights(priorities=frozenset(one for one in Priority if one in said["priorities"])),
-            name=said["name"],
+            tenant=claims["tenant"],
+            scopes=frozenset(scope for scope in KeyScope if scope in claims["scopes"]),
+            rights=Rights(priorities=frozenset(one for one in Priority if one in claims["priorities"])),
+            name=claims["name"],
         )
 
     def read(self, cookie: str, *, now_ms: int) -> str | None:

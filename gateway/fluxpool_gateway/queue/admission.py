@@ -1,7 +1,7 @@
 """Admission of requests that limit their wait: accepted with an estimate, or refused before anything is written.
 
 Owns the comparison of limits with the estimate of a lane and the answer. Estimates are `queue.place`'s; where one is
-not known, the request is accepted. Asks nobody: what the process learns in the background is enough.
+not known, the request is accepted. Sends no request: what the process learns in the background is enough.
 """
 
 import math

@@ -10,7 +10,7 @@ from typing import Final
 
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import CancelCommand
-from fluxpool_contract.tenants import NOBODY
+from fluxpool_contract.tenants import NO_TENANT
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus, epoch_of
 from fluxpool_gateway.tasks.lookup import RecentTask
 from fluxpool_gateway.tasks.producer import RecordSink
@@ -82,7 +82,7 @@ class Canceling:
             at=now,
         )
         headers = [(header_names.CONTENT_TYPE, b"application/json")]
-        if found.key.tenant != NOBODY:
+        if found.key.tenant != NO_TENANT:
             headers.append((header_names.TENANT, found.key.tenant.encode()))
         # A replay is another task with the same id, and the command is for the latest one.
         epoch = epoch_of(found.version) if isinstance(found, TaskState) else 0

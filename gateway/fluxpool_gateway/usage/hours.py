@@ -48,7 +48,7 @@ def hour_of(at_ms: int) -> int:
     return at_ms // HOUR_MS
 
 
-class _Place(NamedTuple):
+class _RowKey(NamedTuple):
     """The key of a row."""
 
     tenant: str
@@ -60,7 +60,7 @@ class _Place(NamedTuple):
 class UsageDeltas:
     """What the changes of one transaction add to the sums, and take from them."""
 
-    _by_place: dict[_Place, list[int]] = field(default_factory=dict)
+    _by_place: dict[_RowKey, list[int]] = field(default_factory=dict)
 
     def note(self, before: TaskState | None, after: TaskState, change: Change) -> None:
         """A change made the second state of the first. To be told of each that has an end before or after it."""
@@ -76,7 +76,7 @@ class UsageDeltas:
     def _add(self, ended: TaskState, used: Figures, *, sign: int) -> None:
         if ended.status not in _OUTCOMES or ended.completed_at_ms is None:
             return
-        place = _Place(ended.tenant, hour_of(ended.completed_at_ms), ended.status.value)
+        place = _RowKey(ended.tenant, hour_of(ended.completed_at_ms), ended.status.value)
         sums = self._by_place.setdefault(place, [0] * len(_SUMS))
         for number, value in enumerate((1, used.images, used.pixels, used.gpu_ms)):
             sums[number] += sign * value

@@ -62,7 +62,7 @@ def worth_publishing(published: PoolState | None, new: PoolState, *, seconds_sin
 def _next_ready_at(view: PoolView, status: FluxWorkerPoolStatus) -> datetime | None:
     """When the oldest starting pod is ready, if it takes as long as those before it; a late one may be ready any time.
 
-    Pods without a node are not counted: nobody knows when they get one.
+    Pods without a node are not counted: when they get one is unknown.
     """
     if status.start_seconds is None:
         return None

@@ -11,7 +11,7 @@ import pytest
 from fluxpool_contract import header_names
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.derived import claim_key, deletion_key
-from fluxpool_contract.tenants import NOBODY, TenantTrust
+from fluxpool_contract.tenants import NO_TENANT, TenantTrust
 from fluxpool_gateway.http import change_routes
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.store.task_state import (
@@ -233,7 +233,7 @@ def test_a_deletion_is_final_in_whatever_order_records_are_read() -> None:
     ("key", "headers", "expected"),
     [
         (b"r", [(header_names.TENANT, b"acme")], "default"),
-        (b"r", [(header_names.TENANT, b"acme"), (header_names.TENANT_PROOF, b"0" * 32)], NOBODY),
+        (b"r", [(header_names.TENANT, b"acme"), (header_names.TENANT_PROOF, b"0" * 32)], NO_TENANT),
         (b"r", [], "default"),
         (None, [], None),
         (b"no id!", [], None),

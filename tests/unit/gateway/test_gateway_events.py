@@ -84,7 +84,7 @@ async def test_a_client_continues_on_another_process_without_a_gap_or_a_double(l
         assert not following.done()
         listening.gateway.project(step(2))
         await following
-    # What came while nobody listened is the next event, once.
+    # What came without a listener is the next event, once.
     listening.gateway.project(step(3))
     listening.gateway.project(step(4))
     async with reading(listening.one, EVENTS, last_event_id=reader.events[-1].id or "") as again:

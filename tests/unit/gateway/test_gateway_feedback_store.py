@@ -14,7 +14,7 @@ from sqlalchemy import Engine, insert
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.feedback import Rating
-from fluxpool_contract.tenants import NOBODY, TenantTrust, prove_tenant
+from fluxpool_contract.tenants import NO_TENANT, TenantTrust, prove_tenant
 from fluxpool_gateway.feedback.records import PROOF_PREFIX, FeedbackSeen
 from fluxpool_gateway.projection.projected_records import UnreadableRecordError, read_change
 from fluxpool_gateway.store.database import open_writer
@@ -160,7 +160,7 @@ def test_the_tenant_of_a_record_needs_the_proof_of_a_gateway() -> None:
         return change.tenant
 
     assert owner(prove_tenant(SECRET, tenant="acme", request_id=PROOF_PREFIX + "r-1")) == "acme"
-    assert owner(prove_tenant(SECRET, tenant="acme", request_id="r-1")) == NOBODY
+    assert owner(prove_tenant(SECRET, tenant="acme", request_id="r-1")) == NO_TENANT
 
 
 @pytest.mark.parametrize(

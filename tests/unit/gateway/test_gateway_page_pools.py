@@ -67,8 +67,8 @@ async def test_a_pool_has_its_plan_its_decisions_and_its_licence(gateway: Gatewa
 
 async def test_a_pool_that_sleeps_says_so(gateway: Gateway) -> None:
     told(gateway, ago=10)
-    nobody = lag(partition(0, 5, 5), owned={}) | lag(partition(0, 0, 0), topic=VIP, owned={})
-    gateway.one.app.state.services.lanes.observe(nobody, gateway.clock.monotonic())
+    without_members = lag(partition(0, 5, 5), owned={}) | lag(partition(0, 0, 0), topic=VIP, owned={})
+    gateway.one.app.state.services.lanes.observe(without_members, gateway.clock.monotonic())
     visitor = Visitor(gateway.one.app)
     await visitor.log_in(await gateway.create("read"))
     text = text_of(await visitor.get("/ui/pools"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, insert
 from sqlalchemy.exc import DatabaseError
 
-from fluxpool_contract.tenants import NOBODY
+from fluxpool_contract.tenants import NO_TENANT
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, report_damage, take_damage_report
 from fluxpool_gateway.store.database import DatabaseUnusableError, identity_of, open_writer
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of, is_record_fault
@@ -263,7 +263,7 @@ async def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(fi
     migrate(engine, file)
     store, reader = TaskStoreWriter(engine), TaskStoreReader(file)
     assert store.positions() == {}
-    assert await reader.find("old", tenant=NOBODY) is not None
+    assert await reader.find("old", tenant=NO_TENANT) is not None
     assert await reader.find("known", tenant="acme") == TaskState(
         request_id="known",
         tenant="acme",

@@ -69,7 +69,7 @@ async def test_a_client_continues_on_another_process_without_a_gap_or_a_double(l
         listening.gateway.project(step("r-1", 1), task("r-2"))
         await after(reader)
         last = await after(reader)
-    # While nobody listens; one of them twice.
+    # Without a listener; one of them twice.
     listening.gateway.project(step("r-1", 2))
     listening.gateway.project(task("r-3"), step("r-1", 3))
     async with reading(listening.two, EVENTS, last_event_id=last.id or "") as again:

@@ -10,7 +10,7 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.problems import InvalidTaskError
-from fluxpool_contract.tenants import NOBODY, TenantKeys, TenantTrust, prove_tenant
+from fluxpool_contract.tenants import NO_TENANT, TenantKeys, TenantTrust, prove_tenant
 from fluxpool_gateway.identity.bootstrap import prepare_secret
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.settings import GatewaySettings
@@ -50,9 +50,9 @@ def owner(topic: str, value: bytes, *, tenant: str | None, proof: str | None, tr
     [
         ("acme", PROVEN, KEYS, "acme", "acme"),
         ("acme", None, KEYS, "default", "default"),
-        ("acme", OF_ANOTHER_TASK, KEYS, NOBODY, NOBODY),
-        ("acme", OF_ANOTHER_TENANT, KEYS, NOBODY, NOBODY),
-        ("acme", OF_ANOTHER_SECRET, KEYS, NOBODY, NOBODY),
+        ("acme", OF_ANOTHER_TASK, KEYS, NO_TENANT, NO_TENANT),
+        ("acme", OF_ANOTHER_TENANT, KEYS, NO_TENANT, NO_TENANT),
+        ("acme", OF_ANOTHER_SECRET, KEYS, NO_TENANT, NO_TENANT),
         (None, None, KEYS, "default", "default"),
         ("default", OF_ANOTHER_TASK, KEYS, "default", "default"),
         ("acme", None, NO_KEYS, "default", "default"),
@@ -60,7 +60,7 @@ def owner(topic: str, value: bytes, *, tenant: str | None, proof: str | None, tr
         ("acme", PROVEN, NO_KEYS, "default", "default"),
         ("acme", PROVEN, SHARED, "acme", "acme"),
         ("acme", OF_A_LATER_KEY, SHARED, "acme", "acme"),
-        ("acme", OF_ANOTHER_SECRET, SHARED, NOBODY, NOBODY),
+        ("acme", OF_ANOTHER_SECRET, SHARED, NO_TENANT, NO_TENANT),
         ("acme", None, trusting(TOPICS.tasks), "acme", "acme"),
         ("acme", None, trusting(TOPICS.tasks_vip), "default", "acme"),
         ("acme", None, trusting(TOPICS.results, TOPICS.progress), "default", "acme"),

@@ -7,7 +7,7 @@ import pytest
 
 from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.settings.environment import SettingsError
-from fluxpool_contract.tenants import NOBODY, KeySource, TenantKeys, TenantTrust
+from fluxpool_contract.tenants import NO_TENANT, KeySource, TenantKeys, TenantTrust
 from fluxpool_transport.tenant_secret import TenantSecretFile, tenant_keys_of
 
 OLD, NEW = "a" * 64, "b" * 64
@@ -76,8 +76,8 @@ def test_a_rotation_with_overlap_changes_no_owner_whoever_reads_the_file_first(f
             # The worker's first look is the last file's in the first round, and this one's in the second.
             assert owner(task, worker.keys) == "acme"
     assert len(set(proofs)) == 2
-    # What was signed by the former key is nobody's once that is gone, and no other tenant's.
-    assert owner(Envelope(tenant="acme", tenant_proof=proofs[0]), worker.keys) == NOBODY
+    # What was signed by the former key has no tenant once that is gone, neither this one nor another.
+    assert owner(Envelope(tenant="acme", tenant_proof=proofs[0]), worker.keys) == NO_TENANT
 
 
 def test_a_proof_by_a_key_that_another_process_read_first_is_known_at_once(files: Files) -> None:

@@ -85,7 +85,7 @@ class _Coordinators:
         node = await self.find(group)
         return await (await self.client()).send(node, request)
 
-    def forget(self, group: str) -> None:
+    def evict(self, group: str) -> None:
         """After an error: the coordinator may have moved, and is looked up again next time."""
         self._nodes.pop(group, None)
 
@@ -148,7 +148,7 @@ class GroupOffsetsReader:
                 for partition, found in _committed(fetched)
             }
         except (KafkaError, TimeoutError) as error:
-            self._coordinators.forget(group)
+            self._coordinators.evict(group)
             self._described.pop(group, None)
             self._metadata_is_suspect = True
             return GroupOffsets(offsets={}, problem=_problem(group, error, timeout_seconds))
@@ -229,7 +229,7 @@ class MemberlessOffsets:
             raise self._failed(group, error) from error
 
     def _failed(self, group: str, error: Exception) -> GroupOffsetsError:
-        self._coordinators.forget(group)
+        self._coordinators.evict(group)
         return GroupOffsetsError(_problem(group, error, MEMBERLESS_DEADLINE_SECONDS))
 
 

@@ -256,7 +256,7 @@ def _send_preview(job: Generate, *, preview: LatentPreview, send_queue: SendQueu
     """Encode a preview and send it; in a thread of the pool."""
     try:
         payload = encode_preview(preview.pixels(), source_type=_source_type(job))
-    except Exception as error:  # noqa: BLE001 - what ails the device ends the job, and nobody waits for a preview
+    except Exception as error:  # noqa: BLE001 - what ails the device ends the job, and nothing waits for a preview
         log.warning("preview_failed", job_id=job.job_id, reason=_describe(error))
         return
     if payload is not None:

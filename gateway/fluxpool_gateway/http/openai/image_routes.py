@@ -148,7 +148,7 @@ class _WaitedTask:
             await _send_part(send, self._as_event(self.about_task(problem)))
 
     async def _send_until_end(self, send: Send, watch: PreviewWatch | None) -> None:
-        """Raises `ProblemError`, too, when nobody is there to be answered."""
+        """Raises `ProblemError`, too, when the client is gone."""
         partial = PartialImages(wanted=self.wanted, size=self.size)
         async with waiting_for_end(self.request_id, self.request, self.services, self.caller) as within:
             loop = asyncio.get_running_loop()
@@ -212,9 +212,9 @@ class _WaitedTask:
         return status_url_of(self.request_id, base=base_of(self.request, self.services))
 
     async def _check(self, end: WaitEnd | None) -> None:
-        """Raises `ProblemError` when there is nobody to answer, or another process has to."""
+        """Raises `ProblemError` when the client is gone, or another process answers it."""
         if end is WaitEnd.CLIENT_GONE and not self.is_repeatable:
-            # Nobody can fetch the images: the client does not know the task's id.
+            # No client can fetch the images: it does not know the task's id.
             await self._cancel()
             raise ProblemError(ProblemCode.TASK_CANCELED, "the client closed the connection before the task ended")
         if end is WaitEnd.SERVER_STOPPING and self.is_repeatable:

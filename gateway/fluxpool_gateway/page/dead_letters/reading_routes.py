@@ -14,7 +14,7 @@ from fluxpool_gateway.dead_letters.views import (
     ExportQuery,
     SummaryQuery,
     SummaryView,
-    place_of,
+    position_of,
 )
 from fluxpool_gateway.http.routes import WithServices
 from fluxpool_gateway.http.scopes import WithCaller, requires
@@ -34,7 +34,7 @@ router = page_router()
 class ListedFilters(Filters):
     """Filters, and a page of the list."""
 
-    cursor: Annotated[Annotated[str, AfterValidator(lambda text: str(place_of(text) and text))] | None, Blank] = None
+    cursor: Annotated[Annotated[str, AfterValidator(lambda text: str(position_of(text) and text))] | None, Blank] = None
 
 
 class ExportedFilters(Filters):

@@ -85,8 +85,8 @@ class Round(BaseModel):
     last_a: ImageName = ""
     last_b: ImageName = ""
     """The pair that was judged last."""
-    said: Preference | None = None
-    """Of that."""
+    last_preferred: Preference | None = None
+    """Of that pair."""
 
     def address(self, **changes: Any) -> str:
         """The path of the view at this state, with changes."""
@@ -98,7 +98,7 @@ class Round(BaseModel):
 class Revealed:
     """How the images of the last pair were made, once that no longer matters."""
 
-    said: str
+    preferred: str
     a: str
     b: str
 
@@ -145,7 +145,7 @@ async def _pair(state: Round, services: Services, caller: Caller) -> tuple[Image
 
 
 async def _reveal(state: Round, services: Services, caller: Caller) -> Revealed | None:
-    if not (state.last_a and state.last_b and state.said):
+    if not (state.last_a and state.last_b and state.last_preferred):
         return None
     made: list[str] = []
     for name in (state.last_a, state.last_b):
@@ -163,7 +163,7 @@ async def _reveal(state: Round, services: Services, caller: Caller) -> Revealed 
             origin.model,
         ]
         made.append(", ".join(part for part in parts if part) or "not known")
-    return Revealed(said=WORDS[state.said], a=made[0], b=made[1])
+    return Revealed(preferred=WORDS[state.last_preferred], a=made[0], b=made[1])
 
 
 @router.post("/compare", **requires(KeyScope.RATE))
@@ -186,7 +186,7 @@ async def post_compare(services: WithServices, request: Request, caller: WithCal
         raise ProblemError(ProblemCode.INVALID_REQUEST, "the form says of no image that it is better") from error
     await post_comparison(comparison, services, caller)
     following = state.address(
-        judged=state.judged + 1, a="", b="", last_a=state.a, last_b=state.b, said=comparison.preferred
+        judged=state.judged + 1, a="", b="", last_a=state.a, last_b=state.b, last_preferred=comparison.preferred
     )
     return redirect(request, following)
 
@@ -201,7 +201,7 @@ async def post_undo(services: WithServices, request: Request, caller: WithCaller
         await services.feedback.withdraw([key], tenant=caller.tenant)
     except DeliveryError as error:
         raise unconfirmed(error) from error
-    following = state.address(judged=max(0, state.judged - 1), last_a="", last_b="", said=None)
+    following = state.address(judged=max(0, state.judged - 1), last_a="", last_b="", last_preferred=None)
     return redirect(request, following)
 
 

@@ -30,8 +30,8 @@ async def post_rating(
 ) -> Response:
     """Replace the caller's score and note of an image; take both back where they are empty."""
     index = _index(form)
-    said = (await read_judgements(request_id, [index], services, caller)).mine.get(index)
-    wanted = _wanted(form, index, said)
+    before = (await read_judgements(request_id, [index], services, caller)).mine.get(index)
+    wanted = _wanted(form, index, before)
     if wanted is None:
         await delete_rating(request_id, RatedBy(index=index), services, caller)
     else:
@@ -56,9 +56,9 @@ def _index(form: Form) -> int:
     return int(text)
 
 
-def _wanted(form: Form, index: int, said: Rating | None) -> RatingRequest | None:
+def _wanted(form: Form, index: int, before: Rating | None) -> RatingRequest | None:
     """None for a form that says nothing."""
-    kept: dict[str, Any] = {} if said is None else said.model_dump(include=set(_KEPT), exclude_defaults=True)
+    kept: dict[str, Any] = {} if before is None else before.model_dump(include=set(_KEPT), exclude_defaults=True)
     score, comment = form.get("score"), form.get("comment").strip()
     given: dict[str, Any] = {"score": int(score)} if score.isdecimal() and len(score) == 1 else {}
     given |= {"comment": comment} if comment else {}

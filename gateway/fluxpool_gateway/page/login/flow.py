@@ -80,8 +80,8 @@ def explain_refusal(error: str, description: str) -> str:
         "invalid_grant": "log in again; if that repeats, register the address of ui/login/callback there, as "
         "FLUXPOOL_PUBLIC_URL has it",
     }
-    said = f"{error[:100]}: {description[:300]}" if description else error[:100]
-    return f"the issuer refused ({said}); {remedies.get(error, 'log in again')}"
+    reason = f"{error[:100]}: {description[:300]}" if description else error[:100]
+    return f"the issuer refused ({reason}); {remedies.get(error, 'log in again')}"
 
 
 def _sign(text: str, secret: bytes) -> str:

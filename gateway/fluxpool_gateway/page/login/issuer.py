@@ -53,7 +53,7 @@ class IssuerLogin:
         if identity.get("azp", self._client_id) != self._client_id:
             raise unauthorized("the ID token was made for another client than FLUXPOOL_OIDC_CLIENT_ID")
         if self._settings.audience == self._client_id:
-            # Then it is a token for this gateway itself, also where the access token is for nobody to read.
+            # Then it is a token for this gateway itself, also where the access token is opaque.
             return self._caller_of(identity)
         claims = await self._claims_of_access(access_token)
         if claims["sub"] != identity["sub"]:

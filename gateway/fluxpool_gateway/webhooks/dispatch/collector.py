@@ -46,7 +46,7 @@ logger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _ReadPosition:
     """How far the changes of a tenant were read."""
 
     place: ChangePlace
@@ -104,7 +104,7 @@ class Collector:
                 self._known[tenant] = reached.number
                 return queued
 
-    async def _start(self, tenant: str, known: _Place | None, *, since_ms: int) -> ChangePlace:
+    async def _start(self, tenant: str, known: _ReadPosition | None, *, since_ms: int) -> ChangePlace:
         newest = await self._tasks.place(tenant)
         # No endpoint gets an event of what ended before: a tenant that was without one for long is not read from there.
         first = min(newest.number, max(0, since_ms - _SLACK_MS) * 1000)
@@ -114,7 +114,13 @@ class Collector:
         return ChangePlace(newest.first, first if known is None else 0)
 
     def _save(
-        self, connection: Connection, tenant: str, changes: Changes, *, known: _Place | None, reached: ChangePlace
+        self,
+        connection: Connection,
+        tenant: str,
+        changes: Changes,
+        *,
+        known: _ReadPosition | None,
+        reached: ChangePlace,
     ) -> int:
         # Locked, where several processes collect: only the first of two that read the same saves it.
         found = _read_place(connection, tenant, lock=True)
@@ -136,7 +142,9 @@ class Collector:
                 sorted({task.group_id for _, task in changes.tasks if task.group_id is not None}),
                 now_ms=now_ms,
             )
-        _save_place(connection, tenant, _Place(reached, now_ms if queued or known is None else known.queued_at_ms))
+        _save_place(
+            connection, tenant, _ReadPosition(reached, now_ms if queued or known is None else known.queued_at_ms)
+        )
         return queued
 
     def _use_requested(self, connection: Connection, events: Sequence[Event], *, now_ms: int) -> None:
@@ -193,13 +201,13 @@ class Collector:
         return await self._webhooks.write(save)
 
 
-def _read_place(connection: Connection, tenant: str, *, lock: bool = False) -> _Place | None:
+def _read_place(connection: Connection, tenant: str, *, lock: bool = False) -> _ReadPosition | None:
     query = select(cursors).where(cursors.c.tenant == tenant)
     row = connection.execute(query.with_for_update() if lock else query).first()
-    return None if row is None else _Place(ChangePlace(row.first_number, row.number), row.queued_at_ms)
+    return None if row is None else _ReadPosition(ChangePlace(row.first_number, row.number), row.queued_at_ms)
 
 
-def _save_place(connection: Connection, tenant: str, reached: _Place) -> None:
+def _save_place(connection: Connection, tenant: str, reached: _ReadPosition) -> None:
     values = {
         "first_number": reached.place.first,
         "number": reached.place.number,

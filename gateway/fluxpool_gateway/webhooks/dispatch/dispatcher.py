@@ -1,8 +1,8 @@
 """Delivers what is queued: a bounded number of endpoints at once, each one delivery after the other.
 
-Owns who may wait for whom. An endpoint that hangs occupies a place for `TIMEOUT_SECONDS`. So there are two kinds of
+Owns who may wait for whom. An endpoint that hangs occupies a slot for `TIMEOUT_SECONDS`. So there are two kinds of
 places: endpoints whose last attempt failed have places of their own, and an attempt that is not over after a second
-gives its place back, and counts among them. Endpoints that answer never wait for one that does not.
+gives its slot back, and counts among them. Endpoints that answer never wait for one that does not.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from fluxpool_gateway.webhooks.store import WebhookStore
 
 POLL_SECONDS: Final = 0.25
 """Between looks for what has ended and for what is due: the least delay of a delivery is about half of it."""
-QUICK_PLACES: Final = 128
-SLOW_PLACES: Final = 512
+QUICK_SLOTS: Final = 128
+SLOW_SLOTS: Final = 512
 MOST_UNDER_WAY: Final = 1500
-"""Sockets of one process: attempts give their quick place back before they end."""
+"""Sockets of one process: attempts give their quick slot back before they end."""
 SLOW_SECONDS: Final = 1.0
 FULL_SECONDS: Final = 0.02
 """Between looks while there is no room."""
@@ -44,7 +44,7 @@ logger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Places:
+class _Slots:
     """How many endpoints are delivered to now."""
 
     quick: int = 0
@@ -53,31 +53,31 @@ class _Places:
     def free(self, *, suspects: bool) -> int:
         """For how many more there is room."""
         left = MOST_UNDER_WAY - self.quick - self.slow
-        return max(0, min(left, SLOW_PLACES - self.slow if suspects else QUICK_PLACES - self.quick))
+        return max(0, min(left, SLOW_SLOTS - self.slow if suspects else QUICK_SLOTS - self.quick))
 
 
 @dataclass(slots=True)
-class _Place:
+class _Slot:
     """One of them, held by the deliveries to one endpoint."""
 
-    places: _Places
+    slots: _Slots
     is_slow: bool
     timer: asyncio.TimerHandle | None = field(default=None)
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Occupy it."""
         if self.is_slow:
-            self.places.slow += 1
+            self.slots.slow += 1
         else:
-            self.places.quick += 1
+            self.slots.quick += 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give it back."""
         self.ended()
         if self.is_slow:
-            self.places.slow -= 1
+            self.slots.slow -= 1
         else:
-            self.places.quick -= 1
+            self.slots.quick -= 1
 
     def began(self) -> None:
         """An attempt begins."""
@@ -90,9 +90,9 @@ class _Place:
             self.timer = None
 
     def _becomes_slow(self) -> None:
-        self.leave()
+        self.release()
         self.is_slow = True
-        self.take()
+        self.acquire()
 
 
 class Dispatcher:
@@ -113,7 +113,7 @@ class Dispatcher:
         self._sender = sender
         self._draw = draw
         self._now_ms = now_ms
-        self._places = _Places()
+        self._slots = _Slots()
         self._settlements: Batches[Settlement, Claim | None] = Batches(
             webhooks.settle, name="webhook-settlements", error=WebhooksUnavailableError
         )
@@ -155,7 +155,7 @@ class Dispatcher:
             self._queued.clear()
             found = 0
             for suspects in (False, True):
-                limit = self._places.free(suspects=suspects)
+                limit = self._slots.free(suspects=suspects)
                 try:
                     claims = await self._webhooks.claim(suspects=suspects, limit=limit, now_ms=self._now_ms())
                 except WebhooksUnavailableError as error:
@@ -164,17 +164,17 @@ class Dispatcher:
                     continue
                 found += len(claims)
                 for claim in claims:
-                    place = _Place(self._places, is_slow=suspects)
-                    place.take()
-                    group.create_task(self._serve(claim, place, stopping))
+                    slot = _Slot(self._slots, is_slow=suspects)
+                    slot.acquire()
+                    group.create_task(self._serve(claim, slot, stopping))
             if not found:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._queued.wait()
-            elif not self._places.free(suspects=False):
+            elif not self._slots.free(suspects=False):
                 await asyncio.sleep(FULL_SECONDS)
 
-    async def _serve(self, claim: Claim, place: _Place, stopping: asyncio.Event) -> None:
+    async def _serve(self, claim: Claim, slot: _Slot, stopping: asyncio.Event) -> None:
         """Deliver to one endpoint while there is something due."""
         following: Claim | None = claim
         try:
@@ -182,9 +182,9 @@ class Dispatcher:
                 if following is None:
                     return
                 current = following
-                place.began()
+                slot.began()
                 attempt = await self._attempt(current)
-                place.ended()
+                slot.ended()
                 settlement = Settlement(
                     claim=current,
                     attempt=attempt,
@@ -198,7 +198,7 @@ class Dispatcher:
             # Its lease ends, and it is delivered again.
             logger.warning("delivery_not_saved", endpoint_id=claim.endpoint.endpoint_id, reason=str(error))
         finally:
-            place.leave()
+            slot.release()
 
     async def _attempt(self, claim: Claim) -> Attempt:
         now_ms = self._now_ms()

@@ -319,7 +319,7 @@ async def resolve_in_thread(host: str, port: int) -> Sequence[str]:
         try:
             loop.call_soon_threadsafe(give, addresses, failure)
         except RuntimeError:
-            # The loop was closed: nobody waits.
+            # The loop was closed: nothing waits.
             return
 
     threading.Thread(target=look_up, name="webhook-resolver", daemon=True).start()

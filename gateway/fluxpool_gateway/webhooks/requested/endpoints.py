@@ -2,7 +2,7 @@
 
 A host has one endpoint for each tenant, whatever the paths of its URLs: so its messages come one after the other, and a
 host that hangs holds up no others. Its row is made before the first such task is written: the collector reads the ends
-of tenants that have an endpoint. All of a tenant are signed with the same secrets, because nobody could know the secret
+of tenants that have an endpoint. All of a tenant are signed with the same secrets, because no one could know the secret
 of an endpoint that a request makes.
 """
 

@@ -20,7 +20,7 @@ from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.kafka import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
 from fluxpool_contract.messages import DecodedTask, GenerationResult, ProgressType
 from fluxpool_contract.settings import WorkerSettings
-from fluxpool_contract.tenants import NOBODY
+from fluxpool_contract.tenants import NO_TENANT
 from fluxpool_transport.process import Backoff, fault_point
 from fluxpool_transport.storage import IdConflictError, Manifest
 from fluxpool_worker.agent.clock import Clock
@@ -134,7 +134,7 @@ class EndingWriter:
         if not isinstance(found, Failure):
             return ending_of(task, found, identity=self.identity, now=now)
         stored = None
-        if ask_store and task.request_id is not None and task.tenant != NOBODY:
+        if ask_store and task.request_id is not None and task.tenant != NO_TENANT:
             # The manifest decides: this failure's, unless another worker has written one.
             stored = await self.store.claim_and_conclude(task, result_of(task, found, identity=self.identity, now=now))
         return ending_of(task, stored, failure=found, identity=self.identity, now=now)

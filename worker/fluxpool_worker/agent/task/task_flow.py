@@ -19,7 +19,7 @@ from fluxpool_contract.kafka import origin_topic
 from fluxpool_contract.messages import DecodedTask
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_contract.settings import WorkerSettings
-from fluxpool_contract.tenants import NOBODY, TenantTrust
+from fluxpool_contract.tenants import NO_TENANT, TenantTrust
 from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest, ObjectStore
 from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
@@ -172,7 +172,7 @@ class TaskFlow:
                 make_room()
                 return await self._endings.finish(task, refusal(task.content), commit=commit)
         spent = Spent(attempt=task.envelope.attempt, crashes=max(task.envelope.crashes, claimed.crashes))
-        if task.tenant == NOBODY:
+        if task.tenant == NO_TENANT:
             slot.release()
             return await self._endings.finish(task, self._unproven(task, spent), commit=commit)
         expected = True

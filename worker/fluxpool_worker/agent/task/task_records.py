@@ -37,7 +37,7 @@ class TaskRecord:
     """None when the record names no task."""
     envelope: Envelope
     tenant: str
-    """Whose it is, which the envelope only claims: names its objects. `NOBODY`: the claim has a false proof."""
+    """Whose it is, which the envelope only claims: names its objects. `NO_TENANT`: the claim has a false proof."""
     digest: str
     value_digest: str | None = None
     content: DecodedTask | InvalidTaskError
