@@ -99,7 +99,7 @@ async def _operate(
     results = await asyncio.gather(watch_task, sweeping, stopping, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception):
-            logger.error("operator_failed", error=repr(result))
+            logger.error("operator_failed", error=repr(result), exc_info=result)
     logger.info("operator_stopped", is_shutdown=is_shutdown)
     return 0 if is_shutdown else EXIT_FAILED
 

@@ -167,4 +167,5 @@ class _Client:
 async def _cancel(*futures: asyncio.Future[Any]) -> None:
     for future in futures:
         future.cancel()
+    # What one of them raises meanwhile changes nothing: the response ends, or goes on without it.
     await asyncio.gather(*futures, return_exceptions=True)

@@ -181,6 +181,7 @@ async def previews_until(end: asyncio.Future[Any], watch: PreviewWatch | None) -
         pending = [end] if shown is None else [end, shown]
         for waiting in pending:
             waiting.cancel()
+        # An error of the wait for the end repeats when the task is read, which answers with it.
         await asyncio.gather(*pending, return_exceptions=True)
 
 

@@ -85,6 +85,7 @@ class PoolTasks:
         self._running.clear()
         for task in tasks:
             task.cancel()
+        # They raise nothing but what cancels them: `_run` logs every other error.
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, uid: str, loop: PoolLoop) -> None:

@@ -11,11 +11,12 @@ from typing import Final, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_transport.kafka.client_stop import stop_consumer
-from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options
 
 WorkOf = Callable[[bytes], float]
 """How much work the task in a record's value is."""
@@ -118,7 +119,9 @@ class ArrivalReader:
             try:
                 await self._read_on()
             except Exception as error:  # noqa: BLE001 - the loop must live; meanwhile what others send is estimated
-                logger.warning("arrivals_unreadable", reason=str(error), error_type=type(error).__name__)
+                is_outage = isinstance(error, KafkaError | KafkaCredentialsError)
+                reason = str(error) or repr(error)
+                logger.warning("arrivals_unreadable", reason=reason, exc_info=not is_outage)
                 await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _read_on(self) -> None:

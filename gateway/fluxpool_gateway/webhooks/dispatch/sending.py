@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpcore
+import structlog
 
 from fluxpool_gateway.webhooks.dispatch.addresses import Network, is_address, refusal_of
 
@@ -35,6 +36,8 @@ _USER_AGENT: Final = b"Fluxpool-Webhooks/1"
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host; raises `OSError`."""
+
+logger = structlog.stdlib.get_logger(__name__)
 
 
 class AttemptError(StrEnum):
@@ -98,6 +101,16 @@ class AddressRefusedError(Exception):
 
 class _DnsError(Exception):
     """The host has no address."""
+
+
+_EXPECTED: Final = (
+    OSError,
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    AddressRefusedError,
+    _DnsError,
+)
 
 
 class _GuardedNetwork(httpcore.AsyncNetworkBackend):
@@ -176,8 +189,11 @@ class Sender:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 outcome = await self._post(url, headers, body)
-        except Exception as error:  # noqa: BLE001 - an endpoint may cause any error of the libraries below
+        except Exception as error:
+            # An endpoint may cause any error of the libraries below: none may end the other deliveries.
             outcome = {"error": _word_for(error), "reason": _reason(error, self._timeout_seconds)}
+            if not isinstance(error, _EXPECTED):
+                logger.exception("webhook_attempt_failed")
         return Attempt(at_ms=at_ms, latency_ms=round(1000 * (time.monotonic() - began)), **outcome)
 
     async def _post(self, url: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
