@@ -118,7 +118,7 @@ class ArrivalReader:
         while True:
             try:
                 await self._read_on()
-            except Exception as error:  # noqa: BLE001 - the loop must live; meanwhile what others send is estimated
+            except Exception as error:  # the loop must live; meanwhile what others send is estimated
                 is_outage = isinstance(error, KafkaError | KafkaCredentialsError)
                 reason = str(error) or repr(error)
                 logger.warning("arrivals_unreadable", reason=reason, exc_info=not is_outage)
