@@ -20,7 +20,7 @@ from fluxpool_gateway.dead_letters.replaying import ReplayRunner
 from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.feedback.writing import FeedbackWriter
-from fluxpool_gateway.http.app import GatewayApplication, build_application, open_tokens
+from fluxpool_gateway.http.app import GatewayApplication, build_application
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.http.submission import Submission
@@ -49,6 +49,7 @@ from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.usage.figures import Figures
 from fluxpool_gateway.webhooks.requested.admission import RequestedWebhooks
+from fluxpool_gateway.wiring import open_tokens
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store

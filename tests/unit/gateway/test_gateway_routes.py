@@ -23,7 +23,7 @@ from fluxpool_contract.messages.result import GenerationResult, ImageDescription
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.feedback.writing import FeedbackWriter
-from fluxpool_gateway.http.app import BackgroundPartError, build_application, open_dead_letters, run_or_fail
+from fluxpool_gateway.http.app import BackgroundPartError, build_application
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.live.readers import EventReaders
@@ -40,6 +40,7 @@ from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
+from fluxpool_gateway.wiring import open_dead_letters, run_or_fail
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
 from kit.keyed_gateway import Records, keyed_settings
