@@ -1,10 +1,11 @@
-"""What every response carries: the correlation id (`x-request-id`) and URLs; headers and responses of the hot route.
+"""What every response carries: the correlation id (`x-request-id`) and URLs; what a submission reads and answers.
 
 Works on ASGI's raw headers and messages, without a framework.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -41,6 +42,29 @@ _WAIT = re.compile(r'\s*wait\s*(?:=\s*"?(?P<seconds>[0-9]{1,9})"?\s*)?(?:;.*)?',
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")
 
 
+@dataclass(slots=True)
+class RequestHeaders:
+    """The headers that a submission has, raw."""
+
+    authorization: bytes | None = None
+    content_encoding: bytes | None = None
+    content_type: bytes | None = None
+    host: bytes | None = None
+    idempotency_key: bytes | None = None
+    traceparent: bytes | None = None
+    tracestate: bytes | None = None
+    x_request_id: bytes | None = None
+
+
+_READ: Final = {field.replace("_", "-").encode(): field for field in RequestHeaders.__slots__}
+_GIVEN_ONCE: Final = frozenset({"authorization", "content_encoding", "content_type", "idempotency_key"})
+"""With two values a proxy may have acted on the other one."""
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its request was complete; it reads no answer."""
+
+
 def correlation_id_of(offered: bytes | None) -> str:
     """The caller's own `x-request-id` when it has the form of an id, else a new one."""
     if offered is not None:
@@ -54,6 +78,35 @@ async def disconnected(receive: Receive) -> None:
     """Return when the connection of a request is lost."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def read_headers(raw: RawPairs, *, into: RequestHeaders) -> None:
+    """Those of a submission. Raises `ProblemError` (400) when a header that decides something is given twice."""
+    twice = None
+    for name, value in raw:
+        field = _READ.get(name)
+        if field is not None:
+            if field in _GIVEN_ONCE and getattr(into, field) is not None:
+                twice = name.decode().title()
+            setattr(into, field, value)
+    if twice is not None:
+        raise invalid_header(twice, "is given more than once")
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body, whose size the server bounds.
+
+    Raises `ClientGoneError` when the connection ends first: what came of an incomplete request is no request, even
+    where it happens to be valid (RFC 9112 section 8).
+    """
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def find_header(headers: RawPairs, name: bytes) -> bytes | None:

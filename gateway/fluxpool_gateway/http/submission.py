@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -38,13 +38,17 @@ from fluxpool_gateway.http.generation_request import (
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header, unavailable
 from fluxpool_gateway.http.request_context import (
     PATH,
+    ClientGoneError,
     RawPairs,
     Receive,
+    RequestHeaders,
     Send,
     base_url,
     check_content_encoding,
     check_content_type,
     correlation_id_of,
+    read_body,
+    read_headers,
     send_accepted,
     send_problem,
 )
@@ -74,29 +78,6 @@ _UNKNOWN_OUTCOME: Final = (
 )
 
 logger = structlog.stdlib.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _RequestHeaders:
-    """The headers that the route reads, raw."""
-
-    authorization: bytes | None = None
-    content_encoding: bytes | None = None
-    content_type: bytes | None = None
-    host: bytes | None = None
-    idempotency_key: bytes | None = None
-    traceparent: bytes | None = None
-    tracestate: bytes | None = None
-    x_request_id: bytes | None = None
-
-
-_READ: Final = {field.replace("_", "-").encode(): field for field in _RequestHeaders.__slots__}
-_GIVEN_ONCE: Final = frozenset({"authorization", "content_encoding", "content_type", "idempotency_key"})
-"""With two values a proxy may have acted on the other one."""
-
-
-class _ClientGoneError(Exception):
-    """The client closed the connection before its request was complete; it reads no answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +110,11 @@ class Submission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a path that goes on holds the id."""
-        headers = _RequestHeaders()
+        headers = RequestHeaders()
         chosen_id = scope["path"][len(PATH) + 1 :]
         status = HTTPStatus.ACCEPTED
         try:
-            _read_headers(scope["headers"], into=headers)
+            read_headers(scope["headers"], into=headers)
             caller = await self.admit(headers.authorization)
             caller.require(KeyScope.SUBMIT)
             # Only its own record uses up a limit, not one that an equal request has written.
@@ -144,7 +125,7 @@ class Submission:
                     status = HTTPStatus.OK
             else:
                 request_id = await self._submit(headers, receive, caller, more)
-        except _ClientGoneError:
+        except ClientGoneError:
             return
         except ProblemError as error:
             problem = error
@@ -171,8 +152,8 @@ class Submission:
 
         Raises `ProblemError` as a submission does.
         """
-        headers = _RequestHeaders()
-        _read_headers(raw_headers, into=headers)
+        headers = RequestHeaders()
+        read_headers(raw_headers, into=headers)
         more: list[tuple[str, str]] = []
         self._check(request, caller)
         return await self._write(headers, request, caller, key=headers.idempotency_key, more=more), more
@@ -185,8 +166,8 @@ class Submission:
         The id follows from the end of the task, so that a repeat is the same task. Raises `ProblemError` as a
         submission does.
         """
-        headers = _RequestHeaders()
-        _read_headers(raw_headers, into=headers)
+        headers = RequestHeaders()
+        read_headers(raw_headers, into=headers)
         fields = json.loads(body)
         for name in _NOT_IN_A_REQUEST:
             fields.pop(name, None)
@@ -204,7 +185,7 @@ class Submission:
         return request_id, more
 
     async def _submit(
-        self, headers: _RequestHeaders, receive: Receive, caller: Caller, more: list[tuple[str, str]]
+        self, headers: RequestHeaders, receive: Receive, caller: Caller, more: list[tuple[str, str]]
     ) -> str:
         """Check the request, produce its record, await the acknowledgement; returns the task's id.
 
@@ -220,8 +201,8 @@ class Submission:
 
         Returns the id of each task or why there is none, and the headers of each response. Raises `ProblemError` (400).
         """
-        headers = _RequestHeaders()
-        _read_headers(raw_headers, into=headers)
+        headers = RequestHeaders()
+        read_headers(raw_headers, into=headers)
         if headers.idempotency_key is not None:
             raise invalid_header("Idempotency-Key", f"is not understood here; give each request its own {BATCH_KEY}")
         mores: list[list[tuple[str, str]]] = [[] for _ in requests]
@@ -242,7 +223,7 @@ class Submission:
         return outcomes, mores
 
     async def _submit_one(
-        self, headers: _RequestHeaders, fields: dict[str, Any], caller: Caller, more: list[tuple[str, str]]
+        self, headers: RequestHeaders, fields: dict[str, Any], caller: Caller, more: list[tuple[str, str]]
     ) -> str:
         key = fields.get(BATCH_KEY)
         if key is not None and not isinstance(key, str):
@@ -261,7 +242,7 @@ class Submission:
 
     async def _write(
         self,
-        headers: _RequestHeaders,
+        headers: RequestHeaders,
         request: GenerationRequest,
         caller: Caller,
         *,
@@ -290,7 +271,7 @@ class Submission:
     async def _put(
         self,
         request_id: str,
-        headers: _RequestHeaders,
+        headers: RequestHeaders,
         receive: Receive,
         caller: Caller,
         more: list[tuple[str, str]],
@@ -308,11 +289,11 @@ class Submission:
             headers, request, tenant=caller.tenant, limit=caller.limit, request_id=request_id, value=value, more=more
         )
 
-    async def _read(self, headers: _RequestHeaders, receive: Receive, caller: Caller) -> GenerationRequest:
+    async def _read(self, headers: RequestHeaders, receive: Receive, caller: Caller) -> GenerationRequest:
         """The request in the body; raises `ProblemError` when it is none that this caller may make."""
         check_content_type(headers.content_type)
         check_content_encoding(headers.content_encoding)
-        return self._parse(await _read_body(receive), caller)
+        return self._parse(await read_body(receive), caller)
 
     def _parse(self, body: bytes, caller: Caller) -> GenerationRequest:
         """The request, which this gateway and the caller's rights allow."""
@@ -344,7 +325,7 @@ class Submission:
 
     async def _produce_once(
         self,
-        headers: _RequestHeaders,
+        headers: RequestHeaders,
         request: GenerationRequest,
         *,
         tenant: str,
@@ -371,7 +352,7 @@ class Submission:
 
     async def _admit_and_produce(
         self,
-        headers: _RequestHeaders,
+        headers: RequestHeaders,
         request: GenerationRequest,
         *,
         tenant: str,
@@ -399,7 +380,7 @@ class Submission:
             raise
 
     async def _produce(
-        self, headers: _RequestHeaders, request: GenerationRequest, *, tenant: str, request_id: str, value: bytes
+        self, headers: RequestHeaders, request: GenerationRequest, *, tenant: str, request_id: str, value: bytes
     ) -> None:
         """Write the record.
 
@@ -444,35 +425,6 @@ class Submission:
             group_id=request.group_id,
             place=(topic, partition, offset),
         )
-
-
-def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) -> None:
-    """Raises `ProblemError` (400) when a header that decides something is given twice."""
-    twice = None
-    for name, value in raw:
-        field = _READ.get(name)
-        if field is not None:
-            if field in _GIVEN_ONCE and getattr(into, field) is not None:
-                twice = name.decode().title()
-            setattr(into, field, value)
-    if twice is not None:
-        raise invalid_header(twice, "is given more than once")
-
-
-async def _read_body(receive: Receive) -> bytes:
-    """The whole body, whose size the server bounds.
-
-    Raises `_ClientGoneError` when the connection ends first: what came of an incomplete request is no request, even
-    where it happens to be valid (RFC 9112 section 8).
-    """
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGoneError
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _about_the_id(problem: ProblemError) -> ProblemError:
