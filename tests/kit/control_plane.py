@@ -139,10 +139,6 @@ class ControlPlane:
         except TimeoutError:
             raise self._processes[component].error(f"was not ready within {deadline_seconds:.0f} s") from None
 
-    async def stop_component(self, component: Component) -> None:
-        """Stop one program in order."""
-        await self._processes[component].stop(grace_seconds=_STOP_GRACE_SECONDS)
-
     async def kill_component(self, component: Component) -> None:
         """SIGKILL one program."""
         await self._processes[component].kill()

@@ -34,7 +34,6 @@ class EventReader:
     response: httpx.Response | None = None
     """None: the events are known already."""
     retry: int | None = None
-    pings: int = 0
     events: list[Event] = field(default_factory=list)
     """All that came so far."""
     _chunks: AsyncIterator[bytes] | None = None
@@ -84,7 +83,7 @@ class EventReader:
             value = value.removeprefix(" ")
             match name:
                 case "":
-                    self.pings += 1
+                    pass  # a comment, which keeps the connection open
                 case "event":
                     event.name = value
                 case "id":

@@ -287,7 +287,6 @@ class ModelConsumer:
         self._leaders = leaders or link
         self.member_id = 0
         self.generation = NO_GENERATION
-        self.refused_commits = 0
         self.asked_for_starts = 0
         self._group = group
         self._assigned: frozenset[TopicPartition] = frozenset()
@@ -426,7 +425,6 @@ class ModelConsumer:
             committed_when_sent={partition: self._group.committed_offset(partition) for partition in offsets},
         )
         if not await self.link.call(lambda: self._group.commit(commit)):
-            self.refused_commits += 1
             self.reset_generation()
             raise CommitFailedError("the group has rebalanced")
 

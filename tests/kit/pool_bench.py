@@ -186,11 +186,6 @@ class PoolBench:
         found = self.cluster.objects.get(self.deployment_path)
         return None if found is None else int(found["spec"]["replicas"])
 
-    def edit(self, body: dict[str, Any]) -> None:
-        """The pool's spec changed."""
-        self.body, self.pool = body, FluxWorkerPool.parse(body)
-        self.woken.add(Change.SPEC)
-
     def condition(self, type_: str) -> Condition:
         """A condition as last written."""
         return next(found for found in self.writer.written.conditions if found.type == type_)

@@ -54,7 +54,6 @@ class TcpProxy:
         self._server_port = server_port
         self._listener: asyncio.Server | None = None
         self._mode = LineMode.PASS
-        self._directions = BOTH_WAYS
         self._delay_seconds = 0.0
         self._open = {direction: asyncio.Event() for direction in Direction}
         self._connections: dict[asyncio.Task[None], set[asyncio.StreamWriter]] = {}
@@ -102,7 +101,7 @@ class TcpProxy:
     async def _change(
         self, mode: LineMode, *, directions: frozenset[Direction] = BOTH_WAYS, delay_seconds: float = 0.0
     ) -> None:
-        self._mode, self._directions, self._delay_seconds = mode, directions, delay_seconds
+        self._mode, self._delay_seconds = mode, delay_seconds
         for direction, is_open in self._open.items():
             if mode is LineMode.BLACK_HOLE and direction in directions:
                 is_open.clear()

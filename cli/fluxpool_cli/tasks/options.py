@@ -11,7 +11,6 @@ from fluxpool_cli.options import parse_time_option
 from fluxpool_client import ListFields, TaskStatus
 from fluxpool_contract.messages import check_group_id, check_request_id
 
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the task.")]
 IdsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the tasks.", show_default=False)]
 GroupOption = Annotated[str | None, typer.Option(help="Only tasks of this group.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]

@@ -57,7 +57,6 @@ class ProcessNode:
         """
         check_isolation()
         self.name = spec.name
-        self._login = login
         self._spec = spec
         self._pods_dir = data_dir.resolve() / "pods"
         self._api = KubernetesApi(login)

@@ -127,11 +127,6 @@ def as_timestamp(unix_seconds: float) -> str:
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def from_timestamp(text: str) -> float:
-    """Return Unix seconds of the API server's notation."""
-    return datetime.fromisoformat(text).timestamp()
-
-
 def _conditions(
     wanted: Mapping[str, tuple[bool, str, str]], previous: Iterable[Body], *, now: float, generation: int
 ) -> list[Body]:
