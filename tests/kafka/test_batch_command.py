@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from fluxpool_cli.exit_codes import ExitCode
 from kit.command import PROGRAM, Ended, fluxpool
 from kit.gateway_process import GatewayProcess
-from kit.served_bench import gateway_beside, stand_in_bench
 from kit.waiting import wait_until
 from kit.worker import WorkerBench
 
@@ -21,18 +19,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 TASKS = 300
 """More than the gateway takes in one request."""
-
-
-@pytest.fixture
-async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    async with stand_in_bench(bootstrap_servers, tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-def gateway(bench: WorkerBench, tmp_path: Path) -> Iterator[GatewayProcess]:
-    with gateway_beside(bench, tmp_path) as running:
-        yield running
 
 
 def write_requests(folder: Path, *requests: dict[str, Any]) -> Path:

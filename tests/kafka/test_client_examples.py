@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from PIL import Image
 
 from fluxpool_client import AsyncClient, TaskStatus
 from kit.gateway_process import GatewayProcess
-from kit.served_bench import gateway_beside, stand_in_bench
 from kit.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -25,18 +23,6 @@ def examples_of(page: Path) -> list[str]:
 
 EXAMPLES = examples_of(PAGE)
 (README_EXAMPLE,) = examples_of(ROOT / "README.md")
-
-
-@pytest.fixture
-async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    async with stand_in_bench(bootstrap_servers, tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-def gateway(bench: WorkerBench, tmp_path: Path) -> Iterator[GatewayProcess]:
-    with gateway_beside(bench, tmp_path) as running:
-        yield running
 
 
 async def test_the_examples_run(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -53,27 +53,6 @@ from kit.waiting import wait_until_blocking
 
 TOPIC = "tasks"
 BEAT = Heartbeat(pid=1, beat_at_ms=5, caught_up_at_ms=5, lag_records=0)
-
-
-@pytest.fixture
-def url(postgres: PostgresServer) -> str:
-    address = postgres.database()
-    prepare_database(address)
-    return address
-
-
-@pytest.fixture
-def writer(url: str) -> Iterator[TaskStoreWriter]:
-    engine = open_projector(url)
-    yield TaskStoreWriter(engine)
-    engine.dispose()
-
-
-@pytest.fixture
-def reader(url: str) -> Iterator[TaskStoreReader]:
-    opened = TaskStoreReader(PostgresReads(url))
-    yield opened
-    opened.close()
 
 
 def seen(

@@ -1,9 +1,7 @@
 """Dead letters and replay jobs on a real PostgreSQL server, without Kafka."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-
-import pytest
+from collections.abc import Sequence
 
 from fluxpool_contract.messages.resolution import ResolutionAction
 from fluxpool_contract.tenants import TenantTrust
@@ -17,36 +15,12 @@ from fluxpool_gateway.dead_letters.rows import (
     list_dead_letters,
     summarize_dead_letters,
 )
-from fluxpool_gateway.store.postgres.connection import Lock, open_projector
-from fluxpool_gateway.store.postgres.reads import PostgresReads
+from fluxpool_gateway.store.postgres.connection import Lock
 from fluxpool_gateway.store.postgres.shared_tables import SharedTables
-from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_transport.dlq.reading import RecordRef, entry_of
 from kit.dead_letter_topic import MemoryTopic, letter_at
-from kit.postgres import PostgresServer
-
-
-@pytest.fixture
-def url(postgres: PostgresServer) -> str:
-    address = postgres.database()
-    prepare_database(address)
-    return address
-
-
-@pytest.fixture
-def writer(url: str) -> Iterator[TaskStoreWriter]:
-    engine = open_projector(url)
-    yield TaskStoreWriter(engine)
-    engine.dispose()
-
-
-@pytest.fixture
-def reader(url: str) -> Iterator[TaskStoreReader]:
-    opened = TaskStoreReader(PostgresReads(url))
-    yield opened
-    opened.close()
 
 
 async def test_dead_letters_and_their_resolutions_are_projected_and_read(

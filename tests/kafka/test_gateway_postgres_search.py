@@ -1,7 +1,6 @@
 """Searches in the list of tasks on a real PostgreSQL server, without Kafka."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,28 +9,11 @@ from fluxpool_contract.messages import Rating
 from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.search import ContentFilter, words_of
 from fluxpool_gateway.store.postgres.connection import open_projector
-from fluxpool_gateway.store.postgres.reads import PostgresReads
-from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.tables import STAR_RATER
 from fluxpool_gateway.store.task_list import ListFilter, ListOrder
 from fluxpool_gateway.store.task_state import Change, TaskSeen
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.postgres import PostgresServer
-
-
-@pytest.fixture
-def url(postgres: PostgresServer) -> str:
-    address = postgres.database()
-    prepare_database(address)
-    return address
-
-
-@pytest.fixture
-def reader(url: str) -> Iterator[TaskStoreReader]:
-    opened = TaskStoreReader(PostgresReads(url))
-    yield opened
-    opened.close()
 
 
 def seen(request_id: str, body: str) -> TaskSeen:

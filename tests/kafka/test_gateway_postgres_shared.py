@@ -20,7 +20,6 @@ from fluxpool_gateway.identity.quotas import Quotas
 from fluxpool_gateway.settings import TenantLimits
 from fluxpool_gateway.store.postgres.connection import Lock
 from fluxpool_gateway.store.postgres.shared_tables import SharedTables
-from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.reservations import (
     RecordState,
     ReservationOperation,
@@ -34,13 +33,6 @@ from fluxpool_gateway.store.task_state import (
 )
 from kit.postgres import PostgresServer
 from kit.quota_users import NothingStored
-
-
-@pytest.fixture
-def url(postgres: PostgresServer) -> str:
-    address = postgres.database()
-    prepare_database(address)
-    return address
 
 
 def _reservations(url: str) -> SharedTables:

@@ -17,7 +17,6 @@ from PIL import Image
 
 from fluxpool_client import AsyncClient, PreviewedTask
 from kit.gateway_process import GatewayProcess
-from kit.served_bench import gateway_beside, stand_in_bench
 from kit.waiting import wait_until
 from kit.worker import WorkerBench
 
@@ -25,18 +24,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "openai.md"
 SMALL: dict[str, Any] = {"model": "gpt-image-2", "size": "96x64"}
-
-
-@pytest.fixture
-async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    async with stand_in_bench(bootstrap_servers, tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-def gateway(bench: WorkerBench, tmp_path: Path) -> Iterator[GatewayProcess]:
-    with gateway_beside(bench, tmp_path) as running:
-        yield running
 
 
 @dataclass(frozen=True, slots=True)

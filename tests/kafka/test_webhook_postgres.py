@@ -17,14 +17,12 @@ from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings, WebhookSettings
 from fluxpool_gateway.store.postgres.connection import open_projector, open_shared
 from fluxpool_gateway.store.postgres.rebuild import empty_store
-from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.stores import open_task_reader, open_webhooks
 from fluxpool_gateway.webhooks.database import WebhookDatabase
 from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.start import VERSION_TABLE, prepare_webhooks
 from fluxpool_gateway.webhooks.tables import deliveries, metadata
-from kit.postgres import PostgresServer
 from kit.waiting import wait_until
 from kit.warm_start import Program, start_program
 from kit.webhook_receiver import LOOPBACK, Message, Receiver, running_receiver
@@ -34,12 +32,10 @@ DEADLINE_SECONDS = 90.0
 
 
 @pytest.fixture
-def url(postgres: PostgresServer) -> str:
-    address = postgres.database()
-    prepare_database(address)
-    prepare_webhooks(address)
-    prepare_webhooks(address)
-    return address
+def url(url: str) -> str:
+    prepare_webhooks(url)
+    prepare_webhooks(url)
+    return url
 
 
 @pytest.fixture
