@@ -256,72 +256,73 @@ async def test_when_the_projecting_one_is_killed_another_takes_over_and_a_rebuil
         assert (rows(url), usage(url), judgements(url)) == (live, used, judged)
 
 
-async def test_without_its_database_a_gateway_accepts_tells_and_recovers(
-    settings_of: SoughtSettings, postgres: PostgresServer, url: str, tmp_path: Path
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Far:
+    """A replica whose database is behind a proxy, and the address of a task that is projected."""
+
+    proxy: TcpProxy
+    replica: Replica
+    before: str
+
+
+@pytest.fixture
+async def far(settings_of: SoughtSettings, postgres: PostgresServer, url: str, tmp_path: Path) -> AsyncIterator[Far]:
     key = new_key()
     (tmp_path / "key").write_text(key)
     async with TcpProxy(postgres.port) as proxy:
-        far = url.replace(f":{postgres.port}/", f":{proxy.port}/")
-        settings = settings_of("one", database_url=far, bootstrap_key_file=tmp_path / "key")
+        address = url.replace(f":{postgres.port}/", f":{proxy.port}/")
+        settings = settings_of("one", database_url=address, bootstrap_key_file=tmp_path / "key")
         async with running(settings, key=key) as (replica,):
-            client = replica.client
-            before = await client.post("v1/generations", json={"prompt": "before"})
-            assert (await told(partial(client.get, before.headers["location"]))).status_code == 200
-            await proxy.refuse()
-            away = await client.get(before.headers["location"])
-            assert (away.status_code, away.json()["error"]["code"]) == (503, "store_unavailable")
-            assert int(away.headers["retry-after"]) > 0
-            # Kafka is all that is needed to accept; a key has to be reserved.
-            accepted = await client.post("v1/generations", json={"prompt": "meanwhile"})
-            assert accepted.status_code == 202
-            keyed = await client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
-            assert (keyed.status_code, keyed.json()["error"]["code"]) == (503, "store_unavailable")
-            await proxy.pass_all()
-            pids = replica.gateway.pids()
-            for location in (before.headers["location"], accepted.headers["location"]):
-                found = await told(partial(client.get, location))
-                assert found.status_code == 200
-
-            async def is_accepted() -> bool:
-                again = await client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
-                return again.status_code == 202
-
-            await wait_until(is_accepted, deadline_seconds=60, what="a key that can be reserved again")
-            await wait_until(lambda: len(rows(url)) == 3, deadline_seconds=60, what="the projection to go on")
-            assert replica.gateway.pids() == pids
+            before = await replica.client.post("v1/generations", json={"prompt": "before"})
+            location = before.headers["location"]
+            assert (await told(partial(replica.client.get, location))).status_code == 200
+            yield Far(proxy, replica, location)
 
 
-async def test_a_database_that_accepts_and_answers_nothing_is_told_and_left(
-    settings_of: SoughtSettings, postgres: PostgresServer, url: str, tmp_path: Path
-) -> None:
-    key = new_key()
-    (tmp_path / "key").write_text(key)
-    async with TcpProxy(postgres.port) as proxy:
-        far = url.replace(f":{postgres.port}/", f":{proxy.port}/")
-        settings = settings_of("one", database_url=far, bootstrap_key_file=tmp_path / "key")
-        async with running(settings, key=key) as (replica,):
-            client = replica.client
-            before = await client.post("v1/generations", json={"prompt": "before"})
-            assert (await told(partial(client.get, before.headers["location"]))).status_code == 200
-            await proxy.black_hole()
-            # More than there are connections: the later ones wait for one.
-            asked = [client.get(before.headers["location"]) for _ in range(20)]
-            keyed = client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
-            async with asyncio.timeout(40 * PATIENCE):
-                answers = await asyncio.gather(keyed, client.get("readyz"), *asked)
-            assert [answer.status_code for answer in answers] == [503] * 22
-            assert "store" in answers[1].text
-            await proxy.pass_all()
-            pids = replica.gateway.pids()
+async def until_a_key_is_accepted(client: httpx.AsyncClient) -> None:
+    async def is_accepted() -> bool:
+        again = await client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
+        return again.status_code == 202
 
-            async def is_accepted() -> bool:
-                again = await client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
-                return again.status_code == 202
+    await wait_until(is_accepted, deadline_seconds=60, what="a key that can be reserved again")
 
-            await wait_until(is_accepted, deadline_seconds=60, what="a key that can be reserved again")
-            assert (await told(partial(client.get, before.headers["location"]))).status_code == 200
-            assert replica.gateway.pids() == pids
+
+async def test_without_its_database_a_gateway_accepts_tells_and_recovers(far: Far, url: str) -> None:
+    proxy, client, before = far.proxy, far.replica.client, far.before
+    await proxy.refuse()
+    away = await client.get(before)
+    assert (away.status_code, away.json()["error"]["code"]) == (503, "store_unavailable")
+    assert int(away.headers["retry-after"]) > 0
+    # Kafka is all that is needed to accept; a key has to be reserved.
+    accepted = await client.post("v1/generations", json={"prompt": "meanwhile"})
+    assert accepted.status_code == 202
+    keyed = await client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
+    assert (keyed.status_code, keyed.json()["error"]["code"]) == (503, "store_unavailable")
+    await proxy.pass_all()
+    pids = far.replica.gateway.pids()
+    for location in (before, accepted.headers["location"]):
+        found = await told(partial(client.get, location))
+        assert found.status_code == 200
+    await until_a_key_is_accepted(client)
+    await wait_until(lambda: len(rows(url)) == 3, deadline_seconds=60, what="the projection to go on")
+    assert far.replica.gateway.pids() == pids
+
+
+async def test_a_database_that_accepts_and_answers_nothing_is_told_and_left(far: Far) -> None:
+    proxy, client, before = far.proxy, far.replica.client, far.before
+    await proxy.black_hole()
+    # More than there are connections: the later ones wait for one.
+    asked = [client.get(before) for _ in range(20)]
+    keyed = client.post("v1/generations", json={"prompt": "a"}, headers={"idempotency-key": "k"})
+    async with asyncio.timeout(40 * PATIENCE):
+        answers = await asyncio.gather(keyed, client.get("readyz"), *asked)
+    assert [answer.status_code for answer in answers] == [503] * 22
+    assert "store" in answers[1].text
+    await proxy.pass_all()
+    pids = far.replica.gateway.pids()
+    await until_a_key_is_accepted(client)
+    assert (await told(partial(client.get, before))).status_code == 200
+    assert far.replica.gateway.pids() == pids
 
 
 @pytest.mark.parametrize("module", ["fluxpool_gateway", "fluxpool_gateway.projector"])

@@ -6,16 +6,19 @@ Made once by the migrations for a process of tests and copied for each test: a f
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from sqlalchemy import Engine, update
 
+from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.tables import change_counter
+from fluxpool_gateway.store.task_state import Change, RecordRef
+from fluxpool_gateway.store.task_store import QuarantinedRecord, TaskStoreWriter
 from fluxpool_gateway.webhooks.start import prepare_webhooks
 
 
@@ -34,6 +37,18 @@ def opened_store(file: Path) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def write_store(
+    file: Path, records: Sequence[tuple[RecordRef, Change | FeedbackSeen]], *, size: int
+) -> list[QuarantinedRecord]:
+    """Create it and apply records, so many at a time; returns those that it could not take."""
+    quarantined: list[QuarantinedRecord] = []
+    with opened_store(file) as engine:
+        store = TaskStoreWriter(engine)
+        for start in range(0, len(records), size):
+            quarantined += store.apply(records[start : start + size], {}, now_ms=7)
+    return quarantined
 
 
 def make_webhooks(file: Path) -> None:

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.feedback import Rating
 from fluxpool_contract.tenants import NO_TENANT, TenantTrust, prove_tenant
 from fluxpool_gateway.feedback.records import PROOF_PREFIX, FeedbackSeen
 from fluxpool_gateway.projection.projected_records import UnreadableRecordError, read_change
-from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
-from fluxpool_gateway.store.tables import change_counter, metadata
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, RecordRef, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import TaskStoreWriter
+from kit.store_file import write_store
 
 TOPICS = TopicNames()
 FEEDBACK, RESULTS = TOPICS.feedback, TOPICS.results
@@ -266,17 +265,8 @@ _OF_TASKS = st.one_of(
 
 
 def built(folder: Path, records: Sequence[tuple[RecordRef, Change | FeedbackSeen]], *, size: int) -> Rows:
-    file = folder / "tasks.sqlite"
-    engine = open_writer(file)
-    # In a fraction of the time of the migrations, which make the same.
-    metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(insert(change_counter).values(id=1, first_number=0, last_number=0))
-    store = TaskStoreWriter(engine)
-    for start in range(0, len(records), size):
-        assert store.apply(records[start : start + size], {}, now_ms=7) == []
-    engine.dispose()
-    return rows(file)
+    assert write_store(folder / "tasks.sqlite", records, size=size) == []
+    return rows(folder / "tasks.sqlite")
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])

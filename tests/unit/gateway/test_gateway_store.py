@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
 from fluxpool_contract.tenants import NO_TENANT
@@ -17,7 +17,7 @@ from fluxpool_gateway.store.database import DatabaseUnusableError, identity_of, 
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of, is_record_fault
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from fluxpool_gateway.store.tables import change_counter, metadata
+from fluxpool_gateway.store.tables import metadata
 from fluxpool_gateway.store.task_list import ChangePlace
 from fluxpool_gateway.store.task_state import (
     Change,
@@ -35,6 +35,7 @@ from fluxpool_gateway.store.task_store import (
     QuarantinedRecord,
     TaskStoreWriter,
 )
+from kit.store_file import write_store
 
 TOPIC = "tasks"
 NOW_MS = 4_000_000_000_000
@@ -429,15 +430,7 @@ def test_records_in_batches_and_one_by_one_make_the_same_store(
     dumps = []
     for step in (1, size):
         file = tmp_path_factory.mktemp("store") / "tasks.sqlite"
-        engine = open_writer(file)
-        metadata.create_all(engine)
-        with engine.begin() as connection:
-            connection.execute(insert(change_counter).values(id=1, first_number=0, last_number=0))
-        store = TaskStoreWriter(engine)
-        batches = placed(changes)
-        for start in range(0, len(batches), step):
-            store.apply(batches[start : start + step], {}, now_ms=7)
-        engine.dispose()
+        write_store(file, placed(changes), size=step)
         with closing(sqlite3.connect(file)) as connection:
             # All but when a task changed last: what happens to it in one batch is one change.
             tasks = [row[:-1] for row in connection.execute("SELECT * FROM task ORDER BY request_id, tenant")]

@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.projection.retention import RetentionSweep
-from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
-from fluxpool_gateway.store.tables import change_counter, metadata
 from fluxpool_gateway.store.task_state import (
     Change,
     DeletionSeen,
@@ -35,6 +33,7 @@ from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.usage.figures import MAX_GPU_MS, MAX_PIXELS, Figures
 from fluxpool_gateway.usage.hours import HOUR_MS, USAGE_DAYS
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
+from kit.store_file import write_store
 
 TASKS, PROGRESS, RESULTS = "tasks", "progress", "results"
 TIMINGS = {"queue_ms": 9000.0, "text_encode_ms": 20.0, "denoise_ms": 1500.5, "vae_ms": 80.0, "store_ms": 70.0}
@@ -257,17 +256,8 @@ _SEEN = st.builds(
 
 
 def built(folder: Path, records: Sequence[tuple[RecordRef, Change]], *, size: int) -> list[Row]:
-    file = folder / "tasks.sqlite"
-    engine = open_writer(file)
-    # In a fraction of the time of the migrations, which make the same.
-    metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(insert(change_counter).values(id=1, first_number=0, last_number=0))
-    store = TaskStoreWriter(engine)
-    for start in range(0, len(records), size):
-        store.apply(records[start : start + size], {}, now_ms=7)
-    engine.dispose()
-    return usage(file)
+    write_store(folder / "tasks.sqlite", records, size=size)
+    return usage(folder / "tasks.sqlite")
 
 
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
