@@ -65,6 +65,27 @@ _SECURITY_SCHEMES: Final = {
         "description": "An API key, fp_<id>_<secret>, or a token of the gateway's OpenID issuer, with the scope.",
     }
 }
+_ROUTERS: Final = (
+    router,
+    task_routes.router,
+    batch_route.router,
+    change_routes.router,
+    key_routes.router,
+    image_routes.router,
+    live_routes.router,
+    queue_routes.router,
+    usage_routes.router,
+    # Before the routes of one dead letter, whose ids have a slash.
+    dead_letter_replay_routes.router,
+    dead_letter_routes.router,
+    webhook_routes.router,
+    feedback_routes.router,
+    stars.router,
+    model_routes.router,
+    openai.router,
+    exposition.router,
+    *PAGE_ROUTERS,
+)
 _PROBLEM_SCHEMA: Final = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -204,26 +225,8 @@ def build_application(
     app.gate = open_gate(settings)
     app.page = PageDoor(settings.public_url)
     app.metrics = metrics or GatewayMetrics()
-    app.include_router(router)
-    app.include_router(task_routes.router)
-    app.include_router(batch_route.router)
-    app.include_router(change_routes.router)
-    app.include_router(key_routes.router)
-    app.include_router(image_routes.router)
-    app.include_router(live_routes.router)
-    app.include_router(queue_routes.router)
-    app.include_router(usage_routes.router)
-    # Before the routes of one dead letter, whose ids have a slash.
-    app.include_router(dead_letter_replay_routes.router)
-    app.include_router(dead_letter_routes.router)
-    app.include_router(webhook_routes.router)
-    app.include_router(feedback_routes.router)
-    app.include_router(stars.router)
-    app.include_router(model_routes.router)
-    app.include_router(openai.router)
-    app.include_router(exposition.router)
-    for page_router in PAGE_ROUTERS:
-        app.include_router(page_router)
+    for routes in _ROUTERS:
+        app.include_router(routes)
 
     @app.get("/asyncapi.json", include_in_schema=False)
     async def get_asyncapi() -> JSONResponse:
