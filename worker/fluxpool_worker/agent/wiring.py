@@ -129,7 +129,14 @@ class WorkerParts:
         self.partitioner = IdleAwarePartitioner(
             LoadAwarePartitioner(settings.kafka, {settings.group_of(lane): lane.topic for lane in settings.lanes})
         )
-        self.relay = RetryRelay(
+        self.relay = self._relay()
+
+    def _client(self, build: Callable[..., T]) -> Callable[..., T]:
+        return partial(build, self._settings, client_id=self._client_id)
+
+    def _relay(self) -> RetryRelay:
+        settings = self._settings
+        return RetryRelay(
             settings,
             duty=self._duty,
             build_reader=self._client(build_retry_reader),
@@ -143,11 +150,8 @@ class WorkerParts:
             choice=self.partitioner,
             fail=self.flow.fail,
             on_relayed=lambda topic: self.metrics.retries_relayed.labels(topic).inc(),
-            clock=clock,
+            clock=self._clock,
         )
-
-    def _client(self, build: Callable[..., T]) -> Callable[..., T]:
-        return partial(build, self._settings, client_id=self._client_id)
 
     def _lane(self, lane: Lane) -> LaneConsumer:
         settings = self._settings

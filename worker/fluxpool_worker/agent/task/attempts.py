@@ -205,13 +205,14 @@ class Attempts:
             context.slot.release()
             context.slot = await run_until(context.abandoned, self.slots.acquire(alone=alone))
 
-    async def _try(self, context: AttemptContext) -> Generated:
-        claimed, decoded, task = context.claimed, context.decoded, context.decoded.task
+    async def _submit(self, context: AttemptContext) -> EngineJob:
+        """Give the task to the engine, once its attempt is in the ledger."""
+        claimed, decoded = context.claimed, context.decoded
         await run_until(context.abandoned, claimed.lane.record(claimed, self._entry(context)))
         _after_record()
         inputs = _inputs(
             decoded,
-            quality=self._quality(task),
+            quality=self._quality(decoded.task),
             embed_limit=self.embed_limit,
             low_memory=context.low_memory,
             image=context.image,
@@ -235,9 +236,14 @@ class Attempts:
                     inputs, on_started=on_started, on_step=on_step, on_device_free=context.slot.release
                 )
 
-        context.job = job = await run_until(context.abandoned, submit())
-        self._jobs.add(job)
+        job = await run_until(context.abandoned, submit())
         job.on_preview = progress.report_preview
+        return job
+
+    async def _try(self, context: AttemptContext) -> Generated:
+        claimed, task = context.claimed, context.decoded.task
+        context.job = job = await self._submit(context)
+        self._jobs.add(job)
 
         def on_lost() -> None:
             context.abandoned.set()

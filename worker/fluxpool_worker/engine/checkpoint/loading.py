@@ -58,6 +58,18 @@ do that copies queries, keys and values (7 ms a forward on an H200)."""
 ATTENTION_ROWS: Final = 4608
 """Text and image tokens at 1024x1024."""
 
+_UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+)
+"""What diffusers and safetensors raise for damaged or missing files."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedPipeline:
@@ -122,16 +134,7 @@ def load_pipeline(spec: EngineSpec, *, reader: WeightReader | None = None) -> Lo
             "use a larger GPU, keep the weights in host memory (offload), or make sure that no other process holds "
             "this one"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        AttributeError,
-        TypeError,
-        SafetensorError,
-    ) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"model {spec.model!r}: the files in {location.folder} cannot be loaded "
             f"({type(error).__name__}: {error}); fetch the checkpoint again"
