@@ -92,19 +92,19 @@ def safe_cell(value: object) -> str:
 
 def _cells(stored: StoredDeadLetter) -> Sequence[object]:
     entry = stored.entry
-    letter, resolution = entry.dead_letter, entry.resolution
-    of_letter: Sequence[object] = (None,) * 9
-    if letter is not None:
-        of_letter = (
-            letter.error_code,
-            letter.disposition,
-            letter.message,
-            letter.origin_topic,
-            letter.pool,
-            letter.model,
-            letter.worker,
-            letter.attempts,
-            letter.crashes,
+    dead_letter, resolution = entry.dead_letter, entry.resolution
+    of_failure: Sequence[object] = (None,) * 9
+    if dead_letter is not None:
+        of_failure = (
+            dead_letter.error_code,
+            dead_letter.disposition,
+            dead_letter.message,
+            dead_letter.origin_topic,
+            dead_letter.pool,
+            dead_letter.model,
+            dead_letter.worker,
+            dead_letter.attempts,
+            dead_letter.crashes,
         )
     return (
         entry.ref,
@@ -113,7 +113,7 @@ def _cells(stored: StoredDeadLetter) -> Sequence[object]:
         entry.request_id,
         format_time(entry.failed_at),
         entry.error_class,
-        *of_letter,
+        *of_failure,
         entry.epoch,
         entry.value_bytes,
         entry.problem,

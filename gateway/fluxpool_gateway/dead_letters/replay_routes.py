@@ -69,11 +69,11 @@ router = APIRouter()
 async def replay_dead_letters(wanted: ReplayRequest, services: WithServices, caller: WithCaller) -> Response:
     """Each task is checked as a worker would before it is sent; jobs run one after the other."""
     chosen = chosen_query(wanted, tenant=sees_only(caller))
-    letters: Sequence[StoredDeadLetter] = ()
+    dead_letters: Sequence[StoredDeadLetter] = ()
     if chosen is not None:
-        letters = await read_store(services.dead_letters.oldest(chosen, limit=wanted.max))
-    plan = _plan(wanted, services, letters)
-    problem = check_choices(plan.choices(frozenset()), count=len(letters))
+        dead_letters = await read_store(services.dead_letters.oldest(chosen, limit=wanted.max))
+    plan = _plan(wanted, services, dead_letters)
+    problem = check_choices(plan.choices(frozenset()), count=len(dead_letters))
     if problem is not None:
         fields = [FieldProblem(f"patch.{problem.field}", problem.message)]
         raise ProblemError(
@@ -83,16 +83,16 @@ async def replay_dead_letters(wanted: ReplayRequest, services: WithServices, cal
         matching = 0
         if chosen is not None:
             _, matching = await read_store(services.dead_letters.page(chosen, after=None, newest_first=False, limit=1))
-        return json_response(await _preview(letters, plan, services, matching=matching))
+        return json_response(await _preview(dead_letters, plan, services, matching=matching))
     job = Job(
         job_id=new_request_id(),
         created_at_ms=services.now_ms(),
         created_by=caller.name,
         plan=plan.model_dump_json(),
-        total=len(letters),
+        total=len(dead_letters),
     )
     try:
-        await services.dead_letters.jobs.create(job, [str(letter.entry.ref) for letter in letters])
+        await services.dead_letters.jobs.create(job, [str(dead_letter.entry.ref) for dead_letter in dead_letters])
     except SharedFileError as error:
         raise _unusable(error) from error
     services.dead_letters.runner.wake()
@@ -109,7 +109,7 @@ def chosen_query(wanted: ReplayRequest, *, tenant: str | None) -> DeadLetterQuer
     return filters.query(sees_only=tenant, states=(OPEN,), refs=map(RecordRef.parse, wanted.ids or ()))
 
 
-def _plan(wanted: ReplayRequest, services: Services, letters: Iterable[StoredDeadLetter]) -> ReplayPlan:
+def _plan(wanted: ReplayRequest, services: Services, dead_letters: Iterable[StoredDeadLetter]) -> ReplayPlan:
     topics = services.dead_letters.topics
     to_topic = {None: None, Priority.STANDARD: topics.tasks, Priority.VIP: topics.tasks_vip}[wanted.priority]
     return ReplayPlan(
@@ -119,15 +119,15 @@ def _plan(wanted: ReplayRequest, services: Services, letters: Iterable[StoredDea
         max_replays=wanted.max_replays,
         force=wanted.force,
         rate_per_second=wanted.rate_per_second,
-        since_ms=min((milliseconds_of(letter.entry.stored_at) for letter in letters), default=0),
+        since_ms=min((milliseconds_of(dead_letter.entry.stored_at) for dead_letter in dead_letters), default=0),
     )
 
 
 async def _preview(
-    letters: Sequence[StoredDeadLetter], plan: ReplayPlan, services: Services, *, matching: int
+    dead_letters: Sequence[StoredDeadLetter], plan: ReplayPlan, services: Services, *, matching: int
 ) -> ReplayPreview:
     choices = plan.choices(frozenset(services.dead_letters.topics.retry))
-    entries = [letter.entry for letter in letters]
+    entries = [dead_letter.entry for dead_letter in dead_letters]
     sent: list[PreparedReplay] = []
     refused: list[RefusedReplay] = []
     if entries:
@@ -151,7 +151,9 @@ async def _preview(
         to_send=len(sent),
         refused=len(refused),
         by_topic=Counter(item.topic for item in sent),
-        by_error_code=Counter("foreign" if letter is None else str(letter.error_code) for letter in letters_of),
+        by_error_code=Counter(
+            "foreign" if dead_letter is None else str(dead_letter.error_code) for dead_letter in letters_of
+        ),
         problems=_problem_counts(refused),
         tasks=tuple(
             ReplayableView(id=str(item.entry.ref), request_id=item.request_id, epoch=item.epoch, topic=item.topic)
@@ -287,14 +289,14 @@ async def discard_dead_letter(
 
 
 async def discard_open(
-    letters: Sequence[StoredDeadLetter], wanted: DiscardRequest, services: Services, caller: Caller
+    dead_letters: Sequence[StoredDeadLetter], wanted: DiscardRequest, services: Services, caller: Caller
 ) -> StoredDeadLetter | None:
     """Discard open dead letters; returns the last one as it is projected then. Raises `ProblemError` (503)."""
     last: RecordRef | None = None
     try:
         async with (
             services.dead_letters.topic.replayer(by=caller.name) as replayer,
-            aclosing(replayer.discard([one.entry for one in letters], reason=wanted.reason.strip())) as discarded,
+            aclosing(replayer.discard([one.entry for one in dead_letters], reason=wanted.reason.strip())) as discarded,
         ):
             async for entry, resolution in discarded:
                 last = entry.ref

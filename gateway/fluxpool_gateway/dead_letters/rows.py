@@ -93,9 +93,9 @@ def _add(connection: Connection, topic: str, seen: Sequence[DeadLetterSeen]) -> 
 
 def _values(topic: str, seen: DeadLetterSeen) -> dict[str, Any]:
     entry = seen.entry
-    letter = entry.dead_letter
-    if letter is not None:
-        letter = letter.model_copy(update={"message": cut_text(letter.message, _MAX_TEXT_BYTES)})
+    dead_letter = entry.dead_letter
+    if dead_letter is not None:
+        dead_letter = dead_letter.model_copy(update={"message": cut_text(dead_letter.message, _MAX_TEXT_BYTES)})
     return {
         "topic": topic,
         "partition": entry.ref.partition,
@@ -107,16 +107,16 @@ def _values(topic: str, seen: DeadLetterSeen) -> dict[str, Any]:
         "stored_at_ms": milliseconds_of(entry.stored_at),
         "state": OPEN,
         "error_class": _plain(entry.error_class),
-        "error_code": None if letter is None else _plain(letter.error_code),
-        "disposition": None if letter is None else _plain(letter.disposition),
-        "origin_topic": None if letter is None else _plain(letter.origin_topic),
-        "pool": None if letter is None else _plain(letter.pool),
-        "model": None if letter is None else _plain(letter.model),
-        "worker": None if letter is None else _plain(letter.worker),
+        "error_code": None if dead_letter is None else _plain(dead_letter.error_code),
+        "disposition": None if dead_letter is None else _plain(dead_letter.disposition),
+        "origin_topic": None if dead_letter is None else _plain(dead_letter.origin_topic),
+        "pool": None if dead_letter is None else _plain(dead_letter.pool),
+        "model": None if dead_letter is None else _plain(dead_letter.model),
+        "worker": None if dead_letter is None else _plain(dead_letter.worker),
         "request_id": _plain(entry.request_id),
         "epoch": entry.epoch,
         "value_bytes": entry.value_bytes,
-        "body": None if letter is None else letter.model_dump_json(exclude_none=True),
+        "body": None if dead_letter is None else dead_letter.model_dump_json(exclude_none=True),
         "problem": _plain(cut_text(entry.problem, _MAX_TEXT_BYTES)),
         "resolution": None,
         "resolved_at_ms": None,

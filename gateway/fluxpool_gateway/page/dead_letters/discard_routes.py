@@ -36,17 +36,17 @@ async def get_discard(request: Request, services: WithServices, caller: WithCall
 async def post_discard(request: Request, services: WithServices, caller: WithCaller, form: WithForm) -> Response:
     """Do it; those that were resolved meanwhile stay as they are."""
     choice = choice_of(form.pairs)
-    letters, _ = await _read(choice, services, caller)
+    dead_letters, _ = await _read(choice, services, caller)
     try:
-        await discard_open(letters, wanted(DiscardRequest, {"reason": form.get("reason")}), services, caller)
+        await discard_open(dead_letters, wanted(DiscardRequest, {"reason": form.get("reason")}), services, caller)
     except ProblemError as problem:
         return await _render(request, services, caller, choice, reason=form.get("reason"), why=problem)
-    known = {str(ref) for one in letters for ref in (one.entry.ref, *one.entry.copies)}
+    known = {str(ref) for one in dead_letters for ref in (one.entry.ref, *one.entry.copies)}
     return render(
         request,
         "dead_letters/discarded.html",
-        discarded=[DeadLetterView.of(one) for one in letters[:MAX_CHOSEN]],
-        total=len(letters),
+        discarded=[DeadLetterView.of(one) for one in dead_letters[:MAX_CHOSEN]],
+        total=len(dead_letters),
         others=[name for name in choice.ids if name not in known],
     )
 
@@ -56,9 +56,9 @@ async def _read(choice: Choice, services: Services, caller: Caller) -> tuple[Seq
     query = chosen_query(wanted(ReplayRequest, choice.values()), tenant=sees_only(caller))
     if query is None:
         return (), 0
-    letters = await read_store(services.dead_letters.oldest(query, limit=MAX_DISCARDED))
+    dead_letters = await read_store(services.dead_letters.oldest(query, limit=MAX_DISCARDED))
     _, matching = await read_store(services.dead_letters.page(query, after=None, newest_first=False, limit=1))
-    return letters, matching
+    return dead_letters, matching
 
 
 async def _render(
@@ -70,15 +70,15 @@ async def _render(
     reason: str = "",
     why: ProblemError | None = None,
 ) -> Response:
-    letters, matching = await _read(choice, services, caller)
+    dead_letters, matching = await _read(choice, services, caller)
     return render(
         request,
         "dead_letters/discard.html",
         **({} if why is None else {"status": why.status}),
         choice=choice,
-        count=len(letters),
+        count=len(dead_letters),
         matching=matching,
-        letters=[DeadLetterView.of(one) for one in letters[:3]],
+        letters=[DeadLetterView.of(one) for one in dead_letters[:3]],
         reason=reason,
         why=None if why is None else why.detail,
     )
