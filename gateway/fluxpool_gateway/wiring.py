@@ -149,7 +149,7 @@ async def running_parts(
             public_url=settings.public_url,
             webhooks=RequestedWebhooks(store=clients.webhooks, targets=settings.webhooks, now_ms=services.now_ms),
         )
-        parts = {
+        parts: dict[str, Callable[[], Awaitable[None]]] = {
             **_background_parts(settings, clients, services, partitioner),
             "presets": partial(presets.run, store.read),
             "reservations": idempotency.purge,

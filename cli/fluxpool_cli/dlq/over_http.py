@@ -58,10 +58,10 @@ class GatewayDeadLetters:
                 found = client.dead_letters.show(dead_letter)
             except NotFoundError:
                 return None
-        entry, dead_letter = _entry(found), found.dead_letter
+        entry, failure = _entry(found), found.dead_letter
         return {
             **view.entry_document(entry),
-            "dead_letter": None if dead_letter is None else dead_letter.model_dump(mode="json", exclude_none=True),
+            "dead_letter": None if failure is None else failure.model_dump(mode="json", exclude_none=True),
             "key": found.key,
             "headers": [[header.name, header.value] for header in found.headers],
             "value": found.value,

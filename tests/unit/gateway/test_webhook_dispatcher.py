@@ -17,7 +17,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings, WebhookSettings
 from fluxpool_gateway.webhooks.delivery_log import list_deliveries
-from fluxpool_gateway.webhooks.dispatch.dispatcher import QUICK_PLACES, Dispatcher
+from fluxpool_gateway.webhooks.dispatch.dispatcher import QUICK_SLOTS, Dispatcher
 from fluxpool_gateway.webhooks.dispatch.sending import Sender
 from fluxpool_gateway.webhooks.endpoints import Endpoint, save_endpoint
 from fluxpool_gateway.webhooks.signing import new_secret
@@ -136,7 +136,7 @@ async def test_endpoints_that_hang_delay_no_other(world: World, receiver: Receiv
         for tenant in tenants:
             end_tasks(world, "a", tenant=tenant)
         await wait_until(
-            lambda: receiver.open_connections > QUICK_PLACES, deadline_seconds=DEADLINE_SECONDS, what="a full house"
+            lambda: receiver.open_connections > QUICK_SLOTS, deadline_seconds=DEADLINE_SECONDS, what="a full house"
         )
         end_tasks(world, *names, tenant="well")
         await wait_until(
@@ -144,7 +144,7 @@ async def test_endpoints_that_hang_delay_no_other(world: World, receiver: Receiv
             deadline_seconds=DEADLINE_SECONDS,
             what="the messages of the endpoint that answers",
         )
-        assert receiver.open_connections > QUICK_PLACES, "all others hang"
+        assert receiver.open_connections > QUICK_SLOTS, "all others hang"
         gate.set()
     assert tasks_of(receiver.to("/well")) == names
 
