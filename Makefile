@@ -47,7 +47,7 @@ screenshots: setup ## Take the pictures of the page that docs/ shows, in Chromiu
 test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built (JOBS=2 side by side, OPTIONS=--timeline)
 	$(BIN)/pytest $(if $(JOBS),-n $(JOBS)) $(OPTIONS)
 
-test-all: setup control-plane ## Run every test, also those of the kit and of foreign software whose inputs did not change
+test-all: setup control-plane ## Run every test, also those of the kit, of images and of foreign software whose inputs did not change
 	TEST_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all $(if $(JOBS),-n $(JOBS))
 
 postgres: ## Find PostgreSQL's server programs for the tests, or install Debian's package (as root)

@@ -9,8 +9,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import sysconfig
 import venv
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DEPLOYABLES = ("operator", "gateway", "worker")
 INSTALLED = "/opt/fluxpool"
+OWN_PACKAGES = Path(sysconfig.get_path("purelib"))
 COMPILE_KERNELS = "-m fluxpool_worker.engine.kernel_cache"
+# An image is built from files alone; those that every image has, beside its own folder.
+ON_CHANGE = {
+    name: pytest.mark.on_change(name, "contract", "transport", "README.md", "LICENSE", "NOTICE") for name in DEPLOYABLES
+}
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")
 # Options of speed and source only: with them the test would download and compile gigabytes that this disk has already.
 BUILD_SPEED_VARIABLES = {"UV_COMPILE_BYTECODE", "UV_LINK_MODE", "UV_NO_CACHE"}
@@ -85,11 +92,17 @@ class BuiltImage:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean Python with pip, like that of the base image; the steps of all images share it."""
     folder = tmp_path_factory.mktemp("base-image")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
+    # The pip of the tests, not another copy that is unpacked and compiled first.
+    for source in (OWN_PACKAGES / "pip", *OWN_PACKAGES.glob("pip-*.dist-info")):
+        shutil.copytree(source, packages_of(folder) / source.name)
+    program = folder / "bin" / "pip"
+    program.write_text(f"#!{folder}/bin/python\nfrom pip._internal.cli.main import main\nraise SystemExit(main())\n")
+    program.chmod(0o755)
     return folder
 
 
-@pytest.fixture(scope="module", params=DEPLOYABLES)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=ON_CHANGE[name]) for name in DEPLOYABLES])
 def image(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
     """The image of a component, built by the steps of its Dockerfile."""
     root = tmp_path_factory.mktemp(f"{request.param}-image")
@@ -120,9 +133,31 @@ def image(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.T
                     timeout=600,
                 )
                 assert finished.returncode == 0, f"RUN {step.argument}\n{finished.stdout}{finished.stderr}"
+                if "uv pip sync" in command:
+                    _lend_byte_code(packages_of(root / INSTALLED.lstrip("/")))
     yield BuiltImage(request.param, root)
     # Gigabytes where files are not hard links to the cache.
     shutil.rmtree(root)
+
+
+def packages_of(environment: Path) -> Path:
+    """Where a virtual environment has its packages."""
+    (folder,) = (environment / "lib").glob("python*/site-packages")
+    return folder
+
+
+def _lend_byte_code(packages: Path) -> None:
+    """Take the byte code of the same packages from the environment of the tests, instead of compiling for minutes.
+
+    Python compiles what it does not find, and what is not of the very source beside it (PEP 3147).
+    """
+    for package in packages.iterdir():
+        for compiled in (OWN_PACKAGES / package.name).rglob("__pycache__"):
+            place = packages / compiled.relative_to(OWN_PACKAGES)
+            if place.parent.is_dir():
+                # Not across file systems.
+                with suppress(OSError):
+                    shutil.copytree(compiled, place, copy_function=os.link)
 
 
 def _copy(argument: str, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """A pytest plugin for the marker `on_change`: its tests run when their inputs change.
 
-They test the kit or foreign software. A test that passed is skipped until one of its inputs differs: the kit, `hack`,
-the pinned packages, its own file, the product's modules that it imports, and the folders that its marker names. Owns
-the stamps in the cache folder; must not know the content of the tests.
+They test the kit, images or foreign software. A test that passed is skipped until one of its inputs differs: the kit,
+`hack`, the pinned packages, its own file, the product's modules that it imports, and the folders that its marker names.
+Owns the stamps in the cache folder; must not know the content of the tests.
 """
 
 import ast
