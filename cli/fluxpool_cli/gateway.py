@@ -20,6 +20,7 @@ from fluxpool_client import (
     API_KEY_VARIABLE,
     DEFAULT_URL,
     URL_VARIABLE,
+    AsyncClient,
     AuthenticationError,
     Client,
     CorruptImageError,
@@ -36,6 +37,8 @@ from fluxpool_client import (
 )
 
 TIMEOUT_SECONDS: Final = 30.0
+STREAM_SECONDS: Final = 5.0
+"""To connect for a stream of events, and beyond its longest silence: what is slower is polled."""
 ATTEMPTS: Final = 5
 """Of each request of a command that goes on for long."""
 
@@ -109,6 +112,11 @@ class GatewayOptions:
                 yield client
         except FluxpoolError as error:
             raise _as_command_error(error, place) from error
+
+    def stream_client(self, *, data_dir: Path | None = None) -> AsyncClient:
+        """A client for a stream of events that is not opened again when it breaks; raises the client's own errors."""
+        place = self.place(data_dir)
+        return AsyncClient(place.url, api_key=place.api_key, timeout_seconds=STREAM_SECONDS, max_attempts=1)
 
     def _profile(self, environment: Mapping[str, str]) -> tuple[Profile | None, bool]:
         """The profile, if there is one, and whether an option named it."""

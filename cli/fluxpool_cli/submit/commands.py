@@ -1,10 +1,11 @@
 """`fluxpool submit`: sends one prompt to a gateway, or to Kafka; `--wait` saves its images.
 
-Owns the command line and its result; `polling` waits, `image_files` writes the files.
+Owns the command line and its result; `task_end` waits, `image_files` writes the files.
 """
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,8 @@ from fluxpool_cli.output import ImageOutputOptions, Result, write_result
 from fluxpool_cli.submit.image_files import check_folder, save_images
 from fluxpool_cli.submit.input_images import image_address
 from fluxpool_cli.submit.kafka_submission import submit_to_kafka
-from fluxpool_cli.submit.polling import Deadline, wait_until_ended
+from fluxpool_cli.submit.polling import Deadline
+from fluxpool_cli.submit.task_end import TaskWait
 from fluxpool_cli.submit.waited_task import raise_unless_succeeded, task_result
 from fluxpool_cli.terminal import say
 
@@ -95,8 +97,8 @@ def submit(
 ) -> None:
     """Send a prompt; with --wait, save its images.
 
-    While it waits, an answer that fails is asked for again until --timeout; images that are there already are not
-    written over.
+    While it waits it follows the events of the task, and asks for its state where there is no stream of them; an answer
+    that fails is asked for again until --timeout. Images that are there already are not written over.
 
     With --bootstrap-servers the task is written to Kafka, to a partition of the worker that will be free first;
     topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
@@ -146,22 +148,23 @@ def submit(
         check_folder(folder)
     own_stack = gateway.place(data_dir).is_local
     with gateway.client(data_dir=data_dir) as client:
-        with named_options():
+        with named_options(), interruptible("the task may have been accepted; `fluxpool list` shows it"):
             accepted = client.submit(idempotency_key=idempotency_key, **body)
         if own_stack and (why := why_workers_cannot_start(data_dir)):
             say(f"the workers of the local stack cannot start: {why}")
         if not wait and output_dir is None:
             write_result(_accepted(accepted.model_dump(mode="json")), output)
             return
-        deadline = Deadline.after(timeout)
-
-        def give_up() -> str | None:
-            return why_workers_cannot_start(data_dir) if own_stack else None
-
+        waiting = TaskWait(
+            gateway=client,
+            open_stream=partial(gateway.stream_client, data_dir=data_dir),
+            deadline=Deadline.after(timeout),
+            hopeless=lambda: why_workers_cannot_start(data_dir) if own_stack else None,
+        )
         with interruptible(f"the task goes on; see it with `fluxpool wait {accepted.request_id}`"):
             say(f"accepted as {accepted.request_id}")
-            task = wait_until_ended(client, accepted, deadline=deadline, hopeless=give_up)
-            files = save_images(client, task, folder, deadline=deadline) if task.succeeded else []
+            task = waiting.until_ended(accepted)
+            files = save_images(client, task, folder, deadline=waiting.deadline) if task.succeeded else []
     write_result(task_result(task, files), output)
     raise_unless_succeeded(task)
 
