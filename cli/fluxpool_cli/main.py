@@ -99,6 +99,9 @@ COMMANDS: Final = {
 
 PROGRAM: Final = "fluxpool"
 PLUGIN: Final = "kubectl fluxpool"
+COMPLETE_VARIABLE: Final = "_FLUXPOOL_COMPLETE"
+ONE_LINE: Final = "10000"
+"""As `COLUMNS` while a shell completes words: each line is a completion, and typer would wrap the help of an option."""
 _OF_PLUGIN: Final = {"pools": ("cluster.commands:pools", COMMANDS["pools"][1])}
 """What is another command as a plugin of kubectl: it asks the cluster, with the options of kubectl."""
 
@@ -235,9 +238,12 @@ def run(arguments: Sequence[str], *, program: str = PROGRAM) -> int:
             code = ExitCode.DEFECT
             if verbose:
                 say_paragraph("".join(traceback.format_exception(error)))
-    except (OSError, KeyboardInterrupt):
-        # Standard error is closed as well, or a second Ctrl-C came.
+    except OSError:
+        # Standard error is closed as well.
         code = ExitCode.FAILED
+    except KeyboardInterrupt:
+        # A second one, while the first was reported.
+        code = ExitCode.INTERRUPTED
     return int(code)
 
 
@@ -247,7 +253,9 @@ def _command(arguments: Sequence[str], program: str) -> int:
         check_arguments(arguments)
         # The options before a command have no values. A shell that completes words asks for all commands.
         named = [word for word in arguments if not word.startswith("-")][:1]
-        commands = command_line(COMMANDS.keys() if "_FLUXPOOL_COMPLETE" in os.environ else named, program=program)
+        if COMPLETE_VARIABLE in os.environ:
+            os.environ["COLUMNS"] = ONE_LINE
+        commands = command_line(COMMANDS.keys() if COMPLETE_VARIABLE in os.environ else named, program=program)
         ended = commands.main(list(arguments), prog_name=program, standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None

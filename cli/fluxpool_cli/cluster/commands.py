@@ -1,22 +1,41 @@
 """`kubectl fluxpool pools`: the FluxWorkerPools of a cluster, with plan, reason and conditions that are not met."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Annotated, Any, Final
 
 import typer
 
 from fluxpool_cli.cluster.kubectl import ClusterOptions
+from fluxpool_cli.exit_codes import CommandError
 from fluxpool_cli.options import with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_cli.repeating import WatchOption, show
 
 RESOURCE: Final = "fluxworkerpools.fluxpool.dev"
+_COMPLETION_SECONDS: Final = 2.0
+"""For which a person waits after the tab key."""
 _BAD_WHEN_TRUE: Final = frozenset({"Degraded", "GroupConflict", "Stalled"})
+
+
+def pool_names(context: typer.Context) -> list[str]:
+    """The pools that the options of an unfinished line leave; none when the cluster does not answer soon."""
+    chosen = ClusterOptions(
+        **{field.name: context.params.get(field.name) or field.default for field in fields(ClusterOptions)}
+    )
+    try:
+        found = chosen.get(RESOURCE, deadline_seconds=_COMPLETION_SECONDS)
+    except CommandError:
+        return []
+    return [pool["metadata"]["name"] for pool in found.get("items", [])]
 
 
 @with_option_groups
 def pools(
-    name: Annotated[str | None, typer.Argument(metavar="[POOL]", help="Only this pool.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[POOL]", help="Only this pool.", autocompletion=pool_names),
+    ] = None,
     *,
     watch: WatchOption = False,
     cluster: ClusterOptions,

@@ -52,7 +52,9 @@ class ClusterOptions:
                 command,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                text=True,
+                # JSON is UTF-8, whatever the locale.
+                encoding="utf-8",
+                errors="replace",
                 check=False,
                 # A program that logs in may hang as well.
                 timeout=deadline_seconds + 5,
