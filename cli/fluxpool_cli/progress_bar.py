@@ -46,7 +46,8 @@ def counting_bar(description: str, *, total: int | None = None) -> Iterator[Bar]
     """Show a bar while the block runs; without a total it only counts."""
     console = live_console()
     columns = (
-        SpinnerColumn(),
+        # rich draws its bars in ASCII where the locale has nothing else, but not its spinners.
+        SpinnerColumn("line" if console.options.ascii_only else "dots"),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),

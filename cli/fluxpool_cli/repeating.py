@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.live import Live
 from rich.text import Text
 
@@ -32,12 +32,13 @@ def show(read: Callable[[], Result], output: OutputOptions, *, watch: bool) -> N
 
 
 def _redraw(read: Callable[[], Result], console: Console) -> None:
+    overflow: OverflowMethod = "crop" if console.options.ascii_only else "ellipsis"
     with Live(console=console, auto_refresh=False) as live:
         while True:
             result = read()
             # `shown_lines` has made the text harmless, and fits it into the width.
             lines, _ = shown_lines(result, width=console.width)
-            live.update(Text("\n".join([*lines, *result.notes]), no_wrap=True, overflow="ellipsis"), refresh=True)
+            live.update(Text("\n".join([*lines, *result.notes]), no_wrap=True, overflow=overflow), refresh=True)
             if result.final:
                 return
             time.sleep(INTERVAL_SECONDS)

@@ -77,7 +77,7 @@ def table_lines(
 
     Words are never divided: what does not fit is continued below its column, and a longer word sticks out.
     """
-    cells = [[visible(cell) for cell in row] for row in rows]
+    cells = [[_encodable(visible(cell)) for cell in row] for row in rows]
     shown = list(range(len(columns)))
     hidden: list[str] = []
 
@@ -98,6 +98,12 @@ def table_lines(
         head = "".join(_padded(cell, wide) + _GAP for cell, wide in zip(picked, others, strict=False))
         lines += _row_lines(head, picked[-1], start=start, width=width)
     return lines, tuple(hidden)
+
+
+def _encodable(text: str) -> str:
+    """The text as a terminal that lacks some of its characters gets it: escapes are wider than what they stand for."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text if text.isascii() else text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def _row_lines(head: str, last: str, *, start: int, width: int | None) -> list[str]:

@@ -123,7 +123,7 @@ class StackState(BaseModel):
     def save(self, path: Path) -> None:
         """Write the file in one step."""
         draft = path.with_suffix(".new")
-        draft.write_text(self.model_dump_json(indent=2))
+        draft.write_text(self.model_dump_json(indent=2), encoding="utf-8")
         # Renamed, not written in place: `local status` reads at any moment and must not see half a file.
         draft.replace(path)
 

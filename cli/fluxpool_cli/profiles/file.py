@@ -137,7 +137,7 @@ def _parsed(file: Path) -> Any:
     import tomlkit  # noqa: PLC0415
 
     Profiles.load(file)
-    return tomlkit.parse(file.read_text()) if file.exists() else tomlkit.document()
+    return tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
 
 
 def _write(file: Path, document: Any) -> None:
@@ -152,7 +152,7 @@ def _write_text(file: Path, text: str) -> None:
         # Made with mode 0600, and replaced at once: a reader never sees half a file, nor anyone else a key.
         descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         try:
-            with os.fdopen(descriptor, "w") as written:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as written:
                 written.write(text)
             Path(partial).replace(file)
         finally:

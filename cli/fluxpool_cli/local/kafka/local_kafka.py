@@ -88,7 +88,7 @@ class ClusterLayout(BaseModel):
         """Write `cluster.json` in one step."""
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / "cluster.json.new"
-        draft.write_text(self.model_dump_json(indent=2))
+        draft.write_text(self.model_dump_json(indent=2), encoding="utf-8")
         draft.replace(folder / "cluster.json")
 
 
