@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.options import with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, write_result
 from fluxpool_cli.terminal import say
@@ -32,9 +32,15 @@ def tiny(
 ) -> None:
     """Write a tiny FLUX checkpoint with random weights (1 MB): the real pipeline, pictures of colourful noise."""
     say(f"writing a tiny FLUX checkpoint to {folder}, which takes some seconds")
-    finished = subprocess.run(  # noqa: S603 - our own module
-        tiny_model_command(folder), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
-    )
+    with interruptible("nothing was written"):
+        finished = subprocess.run(  # noqa: S603 - our own module
+            tiny_model_command(folder),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
     if finished.returncode:
         last = finished.stderr.strip().splitlines()[-1:] or [f"ended with status {finished.returncode}"]
         raise CommandError(ExitCode.FAILED, f"the tiny checkpoint was not written: {last[0]}")

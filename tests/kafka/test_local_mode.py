@@ -263,7 +263,7 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
         assert "already runs" in fluxpool("local", "up", "--data-dir", "fg").complaints
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=90 * PATIENCE)
-    assert process.returncode == 130, errors
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "fluxpool: interrupted; the stack has ended"), errors
     assert "gateway ended" in errors
     assert "projector ended" in errors
     assert "kafka ended" not in errors
@@ -297,6 +297,7 @@ def test_the_demo_counts_24_images_and_keeps_them_with_the_page_until_ctrl_c(
     ):
         assert process.stdout is not None
         counted = process.stdout.readline().rstrip()
+        assert len(counted) <= 80
         said = log.read_text()
         assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", counted), said
         (page,) = wait_until_blocking(
@@ -327,10 +328,31 @@ def test_a_demo_past_its_deadline_fails_names_the_missing_tasks_and_cleans_up(
 ) -> None:
     late = ("--tasks", "2", "--timeout", "1", "--model", str(tiny_checkpoint))
     # An executed engine cannot load a model in a second.
-    ended = fluxpool("local", "demo", "--data-dir", "demo", *late, rc=1, PYTHONPATH="")
+    ended = fluxpool("local", "demo", "--data-dir", "demo", *late, "--json", rc=1, PYTHONPATH="")
     assert "not finished within 1 s" in ended.complaints
-    assert ended.output.splitlines()[-1].startswith("demo: 0 images, 0 results success, 2 lost, 0 doubled")
+    found = ended.document
+    assert (found["images"], found["succeeded"], found["lost"], found["doubled"]) == (0, 0, 2, 0)
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_that_is_interrupted_while_its_stack_starts_leaves_nothing(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with subprocess.Popen(
+        [PROGRAM, "local", "demo", "--data-dir", "demo"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "the stack starts ...\n"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=90 * PATIENCE)
+    assert (process.returncode, output) == (130, ""), errors
+    assert errors.splitlines()[-1] == "fluxpool: interrupted; the stack of the demo has ended"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_all_files_are_in_the_data_folder_for_any_folder_name(fluxpool: Fluxpool, tmp_path: Path) -> None:

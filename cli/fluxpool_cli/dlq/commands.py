@@ -7,7 +7,7 @@ checks and writes.
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -20,7 +20,7 @@ from fluxpool_cli.dlq.options import (
     YesOption,
     parse_refs,
 )
-from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions
 from fluxpool_cli.options import finite, with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
@@ -29,6 +29,7 @@ from fluxpool_transport.dlq import DEFAULT_MAX_REPLAYS, DeadLetterFilter, Replay
 
 DEFAULT_RATE = 10.0
 """Replays a second: fast for a person, a small load for a pool that serves others."""
+_GOING_ON: Final = "what was done stays done; the same command goes on with the dead letters that are still open"
 
 app = typer.Typer(no_args_is_help=True, help="List dead letters, replay their tasks, discard them.")
 
@@ -150,7 +151,8 @@ def replay(
         ignore_max_replays=force,
     )
     dead_letters = source.dead_letters(chosen.filter(places))
-    refused, done = dead_letters.replay(choices, rate=rate if yes else None)
+    with interruptible(_GOING_ON if yes else "nothing was sent"):
+        refused, done = dead_letters.replay(choices, rate=rate if yes else None)
     by_topic = Counter(item["topic"] for item in done)
     where = ", ".join(f"{count} to {name}" for name, count in by_topic.items()) or "nothing"
     notes = ["this was a dry run; add --yes to send"] if done and not yes else []
@@ -187,7 +189,8 @@ def discard(
     if not reason.strip():
         raise typer.BadParameter("must not be blank", param_hint="--reason")
     dead_letters = source.dead_letters(chosen.filter(places))
-    entries = dead_letters.discard(reason.strip(), yes=yes)
+    with interruptible(_GOING_ON if yes else "nothing was discarded"):
+        entries = dead_letters.discard(reason.strip(), yes=yes)
     refs = [str(entry.ref) for entry in entries]
     count = "1 dead letter" if len(entries) == 1 else f"{len(entries)} dead letters"
     result = Result(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import ValidationError
 
-from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.local.data_dir import DEFAULT_NAME, AlreadyRunningError, DataDir, DataDirError
 from fluxpool_cli.local.lifecycle import end_stack, start_detached, wait_for_other
 from fluxpool_cli.local.options import StackOptions, default_max_workers
@@ -108,7 +108,9 @@ def up(
         _show_addresses(state, output)
         return
     if detach:
-        _show_addresses(_guarded(lambda: start_detached(options, report=say)), output)
+        with interruptible("the stack was not started"):
+            state = _guarded(lambda: start_detached(options, report=say))
+        _show_addresses(state, output)
         return
 
     from fluxpool_cli.local.stack import supervise  # noqa: PLC0415
@@ -118,7 +120,8 @@ def up(
         say("Ctrl-C ends it")
         await asyncio.Event().wait()
 
-    _guarded(lambda: asyncio.run(supervise(options, serve, report=say)))
+    with interruptible("the stack has ended"):
+        _guarded(lambda: asyncio.run(supervise(options, serve, report=say)))
 
 
 @app.command()
@@ -153,7 +156,8 @@ def status(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOption
 def down(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOptions) -> None:
     """End the stack of this folder: workers first, then the gateway, then Kafka. Touches nothing else."""
     folder = DataDir(data_dir)
-    ended = end_stack(folder, report=say)
+    with interruptible("the stack goes on stopping; `fluxpool local status` shows what still runs"):
+        ended = end_stack(folder, report=say)
     told = f"the stack in {folder.path} has ended" if ended else f"nothing runs in {folder.path}"
     document = {"ended": ended, "data_dir": str(folder.path)}
     write_result(Result(document=document, names=[str(folder.path)] if ended else (), notes=[told]), output)
@@ -203,7 +207,8 @@ def demo(
         document = {**asdict(found), "seconds": round(seconds, 1)}
         write_result(Result(document=document, parts=[found.line(seconds=seconds)]), output)
 
-    found, _ = _guarded(lambda: run_demo(options, display=LiveDisplay(), conclude=conclude))
+    with interruptible("the stack of the demo has ended"):
+        found, _ = _guarded(lambda: run_demo(options, display=LiveDisplay(), conclude=conclude))
     if found.problems or found.succeeded != tasks or found.images != tasks or found.lost or found.doubled:
         raise typer.Exit(ExitCode.FAILED)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions, reason_of
 from fluxpool_cli.options import with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
@@ -17,6 +17,7 @@ from fluxpool_client import (
     BadRequestError,
     CanceledTask,
     CancelFields,
+    Client,
     ConflictError,
     GoneError,
     ListFields,
@@ -26,6 +27,7 @@ from fluxpool_client import (
 
 _OPEN: Final = (TaskStatus.QUEUED.value, TaskStatus.RUNNING.value)
 _PAGE: Final = 200
+_GOING_ON: Final = "what was changed stays changed; the same command goes on with the rest"
 _COUNTED: Final = 10_000
 """Tasks are counted up to here before a question about all of them."""
 
@@ -75,7 +77,7 @@ def cancel(
                 canceled = [client.cancel(one_by_one[0], waiting_only=waiting_only, reason=reason)]
             else:
                 wanted["request_ids"] = one_by_one
-                canceled = [*client.cancel_many(**wanted)]
+                canceled = _cancel_many(client, wanted)
         else:
             listed: ListFields = {**fields, "status": _OPEN[: 1 if waiting_only else 2], "limit": _PAGE}
             found = list(islice(client.tasks(**listed), _COUNTED))
@@ -84,8 +86,13 @@ def cancel(
             wanted |= {name: value for name, value in fields.items() if value is not None}  # type: ignore[typeddict-item]
             if all_tasks:
                 wanted["all"] = True
-            canceled = [*client.cancel_many(**wanted)]
+            canceled = _cancel_many(client, wanted)
     _write("canceled", [_canceled(task) for task in canceled], output, single=bool(ids))
+
+
+def _cancel_many(client: Client, wanted: CancelFields) -> list[CanceledTask]:
+    with interruptible(_GOING_ON):
+        return [*client.cancel_many(**wanted)]
 
 
 def _canceled(task: CanceledTask) -> Outcome:
@@ -186,17 +193,19 @@ def confirm(what: str, *, yes: bool) -> None:
 
 def _each(ids: Sequence[str], change: Callable[[str], Outcome]) -> list[Outcome]:
     """What became of each; of a single one the refusal is raised."""
-    outcomes = []
-    for request_id in ids:
-        try:
-            outcomes.append(change(request_id))
-        except (NotFoundError, ConflictError, GoneError, BadRequestError) as error:
-            if len(ids) == 1:
-                raise
-            reason = reason_of(error)
-            document = {"request_id": request_id, "error": {"code": error.code, "message": reason}}
-            outcomes.append(Outcome(request_id=request_id, words=f"refused: {reason}", document=document, failed=True))
-    return outcomes
+    with interruptible(_GOING_ON):
+        return [_one(request_id, change, is_alone=len(ids) == 1) for request_id in ids]
+
+
+def _one(request_id: str, change: Callable[[str], Outcome], *, is_alone: bool) -> Outcome:
+    try:
+        return change(request_id)
+    except (NotFoundError, ConflictError, GoneError, BadRequestError) as error:
+        if is_alone:
+            raise
+        reason = reason_of(error)
+        document = {"request_id": request_id, "error": {"code": error.code, "message": reason}}
+        return Outcome(request_id=request_id, words=f"refused: {reason}", document=document, failed=True)
 
 
 def _write(verb: str, outcomes: Sequence[Outcome], output: OutputOptions, *, single: bool) -> None:
