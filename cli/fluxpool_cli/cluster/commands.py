@@ -20,9 +20,8 @@ _BAD_WHEN_TRUE: Final = frozenset({"Degraded", "GroupConflict", "Stalled"})
 
 def pool_names(context: typer.Context) -> list[str]:
     """The pools that the options of an unfinished line leave; none when the cluster does not answer soon."""
-    chosen = ClusterOptions(
-        **{field.name: context.params.get(field.name) or field.default for field in fields(ClusterOptions)}
-    )
+    given: dict[str, Any] = {field.name: context.params.get(field.name) for field in fields(ClusterOptions)}
+    chosen = ClusterOptions(**{name: value for name, value in given.items() if value is not None})
     try:
         found = chosen.get(RESOURCE, deadline_seconds=_COMPLETION_SECONDS)
     except CommandError:
