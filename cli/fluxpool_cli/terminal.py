@@ -6,11 +6,13 @@ set `NO_COLOR` turns every style off.
 """
 
 import os
+import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Final, Literal, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -20,6 +22,7 @@ _GAP: Final = "  "
 _NARROWEST_LAST_COLUMN: Final = 24
 """Below this many cells words of an ordinary length no longer fit; the last column then gets lines of its own."""
 _DUMB_TERMINALS: Final = ("dumb", "unknown")
+_SHOW_CURSOR: Final = b"\x1b[?25h\r\n"
 
 
 def utc_text(moment: datetime) -> str:
@@ -140,6 +143,10 @@ def live_console(*, stderr: bool = True) -> Console:
     # `no_color` of rich keeps bold and dim; without a colour system there is no style at all.
     color_system: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     stream = sys.stderr if stderr else sys.stdout
+    # On a dumb terminal `Live` would show nothing before its end; with FORCE_COLOR it would redraw in a file.
+    is_terminal = stream.isatty() and os.environ.get("TERM") not in _DUMB_TERMINALS
+    if is_terminal:
+        _show_cursor_at_sigterm(stream)
     return Console(
         stderr=stderr,
         highlight=False,
@@ -147,9 +154,22 @@ def live_console(*, stderr: bool = True) -> Console:
         emoji=False,
         markup=False,
         color_system=color_system,
-        # On a dumb terminal `Live` would show nothing before its end; with FORCE_COLOR it would redraw in a file.
-        force_terminal=stream.isatty() and os.environ.get("TERM") not in _DUMB_TERMINALS,
+        force_terminal=is_terminal,
     )
+
+
+def _show_cursor_at_sigterm(stream: TextIO) -> None:
+    """Show the cursor, which live displays hide, when SIGTERM ends the program: `timeout` sends it."""
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if threading.current_thread() is not threading.main_thread() or not is_free:
+        return
+
+    def end(number: int, _frame: object) -> None:
+        os.write(stream.fileno(), _SHOW_CURSOR)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def shown_text(text: str, *, style: str = "") -> Text:

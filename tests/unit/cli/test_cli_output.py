@@ -367,6 +367,31 @@ async def test_ctrl_c_ends_a_long_command_and_says_what_goes_on(case: Long, worl
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_bar_that_sigterm_ends_leaves_the_cursor_visible(world: World) -> None:
+    terminal, end_of_command = os.openpty()
+    with (world.folder / "shown").open("w") as shown:
+        running = start_program(
+            "kit.console_script", "wait", "slow", environment={**os.environ, "TERM": "xterm"}, output=shown,
+            errors=end_of_command, executed=True,
+        )  # fmt: skip
+    try:
+        text = b""
+        while b"\x1b[?25l" not in text:
+            text += await asyncio.to_thread(os.read, terminal, 65_536)
+            assert b"Error" not in text, text.decode()
+        running.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(running.wait, 60 * PATIENCE) == -signal.SIGTERM
+        os.close(end_of_command)
+        # Without a writer the next read after the last byte fails.
+        while text.rfind(b"\x1b[?25h") < text.rfind(b"\x1b[?25l"):
+            text += await asyncio.to_thread(os.read, terminal, 65_536)
+    finally:
+        running.kill()
+        running.wait()
+        os.close(terminal)
+
+
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("environment", "is_terminal", "redrawn"),
     [
