@@ -81,6 +81,11 @@ async def test_replicas_share_the_jobs_of_replays(url: str) -> None:
     assert read is not None
     assert (read.counts, read.is_running) == ({ItemOutcome.SENT: 1, ItemOutcome.REFUSED: 1}, False)
     assert read.ended_at_ms is not None
+    await one.create(Job(job_id="b", created_at_ms=2, created_by=None, plan="{}", total=0), [])
+    listed = await two.list(limit=2)
+    assert [(job.job_id, job.counts) for job in listed] == [("b", {}), ("a", read.counts)]
+    assert [job.job_id for job in await two.list(before="b", limit=2)] == ["a"]
+    await one.cancel("b", by="ops")
     assert await one.claim("one") is None
     await one.close()
     await two.close()

@@ -78,9 +78,9 @@ class PreviewReader:
                 watched_at = clock()
 
     def take(self, record: ConsumerRecord) -> None:
-        """Show the preview in a record to those who watch its task; what holds none is passed over."""
+        """Show the preview in a record to those who watch its task, and keep it; what holds none is passed over."""
         value = record.value
-        # Before it is parsed: most records are steps, and of tasks without a watcher.
+        # Before it is parsed: most records are steps.
         if (
             isinstance(record, UndecodableRecord)
             or not value

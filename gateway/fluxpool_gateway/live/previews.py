@@ -1,11 +1,14 @@
 """Previews of tasks for those who watch them in this process; the latest of each task, in memory alone.
 
-Knows nothing of Kafka (`preview_reader`) and of responses (`task_events`).
+It is kept for a while after the last watcher has left: a view that is loaded again shows it at once. Knows nothing of
+Kafka (`preview_reader`) and of responses (`task_events`).
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +20,10 @@ from fluxpool_gateway.store.task_state import TaskKey, TaskState
 
 MAX_WATCHED: Final = 50
 """Tasks at once by one reader of a tenant's events: each has two previews of some 15 KB a second at most."""
+KEPT_SECONDS: Final = 120.0
+"""Since it came. Slow devices need half a minute from one preview to the next."""
+MAX_KEPT: Final = 256
+"""Of all tenants together: 8 MiB, if each is as large as a preview may be."""
 
 
 class PreviewView(BaseModel):
@@ -60,18 +67,16 @@ class PreviewWatch:
         return self._pending.pop(next(iter(self._pending)))
 
 
-@dataclass(slots=True, eq=False)
-class _Watched:
-    watches: set[PreviewWatch] = field(default_factory=set)
-    latest: PreviewView | None = None
-
-
 class TaskPreviews:
     """All watchers of one process."""
 
-    def __init__(self) -> None:
-        self._watched: dict[TaskKey, _Watched] = {}
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` is in seconds."""
+        self._clock = clock
+        self._watched: dict[TaskKey, set[PreviewWatch]] = {}
         self._is_watched = asyncio.Event()
+        self._latest: OrderedDict[TaskKey, tuple[PreviewView, float]] = OrderedDict()
+        """With the time at which each came, the oldest first."""
 
     @property
     def is_watched(self) -> bool:
@@ -88,7 +93,7 @@ class TaskPreviews:
 
     @contextmanager
     def watch(self, key: TaskKey) -> Iterator[PreviewWatch]:
-        """Watch a task for a block; the latest preview is there at once when another one watches it already."""
+        """Watch a task for a block; a preview that was kept is there at once."""
         with self.watch_several() as several:
             several.add(key)
             yield several.watch
@@ -104,27 +109,28 @@ class TaskPreviews:
 
     def add(self, key: TaskKey, watch: PreviewWatch) -> None:
         """Begin to show the previews of a task to a watcher."""
-        watched = self._watched.setdefault(key, _Watched())
-        if watched.latest is not None:
-            watch.offer(watched.latest)
-        watched.watches.add(watch)
+        self._watched.setdefault(key, set()).add(watch)
         self._is_watched.set()
+        latest, came_at = self._latest.get(key, (None, 0.0))
+        if latest is not None and self._clock() - came_at <= KEPT_SECONDS:
+            watch.offer(latest)
 
     def remove(self, key: TaskKey, watch: PreviewWatch) -> None:
         """Show them no more; only what was added."""
-        watched = self._watched[key]
-        watched.watches.discard(watch)
-        if not watched.watches:
+        watches = self._watched[key]
+        watches.discard(watch)
+        if not watches:
             del self._watched[key]
         if not self._watched:
             self._is_watched.clear()
 
+    def forget(self, key: TaskKey) -> None:
+        """Keep no preview of a task that does not run."""
+        self._latest.pop(key, None)
+
     def show(self, key: TaskKey, preview: Preview, *, attempt: int, step: int | None, total_steps: int | None) -> None:
-        """A preview of a task came; ignored when the task has no watcher."""
-        watched = self._watched.get(key)
-        if watched is None:
-            return
-        watched.latest = PreviewView(
+        """A preview of a task came. Kept also without a watcher, for the next one."""
+        latest = PreviewView(
             request_id=key.request_id,
             attempt=attempt,
             step=step,
@@ -133,8 +139,13 @@ class TaskPreviews:
             content_type=preview.content_type,
             data=preview.data,
         )
-        for watch in watched.watches:
-            watch.offer(watched.latest)
+        now = self._clock()
+        self._latest[key] = latest, now
+        self._latest.move_to_end(key)
+        while len(self._latest) > MAX_KEPT or now - next(iter(self._latest.values()))[1] > KEPT_SECONDS:
+            self._latest.popitem(last=False)
+        for watch in self._watched.get(key, ()):
+            watch.offer(latest)
 
 
 @dataclass(slots=True, eq=False)
@@ -152,16 +163,18 @@ class SeveralWatched:
             self.previews.add(key, self.watch)
 
     def discard(self, key: TaskKey) -> None:
-        """Watch a task no more."""
+        """Watch a task no more, which does not run."""
+        self.previews.forget(key)
         if key in self._keys:
             self._keys.remove(key)
             self.previews.remove(key, self.watch)
             self.watch.drop(key.request_id)
 
     def clear(self) -> None:
-        """Watch none any more."""
-        for key in list(self._keys):
-            self.discard(key)
+        """Watch none any more, whether they run or not."""
+        for key in self._keys:
+            self.previews.remove(key, self.watch)
+        self._keys.clear()
 
 
 async def previews_until(end: asyncio.Future[Any], watch: PreviewWatch | None) -> AsyncGenerator[PreviewView]:

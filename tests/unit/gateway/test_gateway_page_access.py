@@ -148,6 +148,32 @@ async def test_a_key_is_shown_once_works_is_rotated_with_an_overlap_and_revoked(
     assert "scopes" in text_of(refused).lower()
 
 
+async def test_a_key_has_a_limit_presets_and_models_and_each_mistake_is_named_beside_its_field(
+    gateway: Gateway,
+) -> None:
+    admin = await visitor_of(gateway, gateway.admin)
+    fields = {"name": "ci", "tenant": "acme", "scopes": "submit", "priorities": "standard"}
+    wrong = {"submit_limit": "often", "presets": "Draft!", "models": "FLUX.1-dev, a?"}
+    refused = await admin.post(KEYS, **fields, **wrong)
+    assert refused.status_code == 422
+    for name, text in wrong.items():
+        assert re.search(
+            rf'id="{name}"[^>]* value="{re.escape(text)}"[^>]* aria-describedby="{name}-problem"', refused.text
+        )
+        assert f'id="{name}-problem"' in refused.text
+    limits = {
+        "submit_limit": "5/second",
+        "presets": "draft, final",
+        "models": "FLUX.1-dev black-forest-labs/FLUX.1-dev",
+    }
+    key = shown_once(await admin.post(KEYS, **fields, **limits), KEY)
+    text = text_of(await admin.get(f"{KEYS}/{key_id(key)}"))
+    assert "Presets draft, final Models FLUX.1-dev, black-forest-labs/FLUX.1-dev Tasks at most 5/second" in text
+    bound = await gateway.one.submit(key)
+    assert bound.status_code == 403
+    assert "preset: the key or token does not allow a task without preset" in bound.json()["detail"]
+
+
 async def test_the_key_of_a_session_is_named_and_ends_it(gateway: Gateway) -> None:
     admin = await visitor_of(gateway, gateway.admin)
     assert "this session" in text_of(await admin.get(KEYS))

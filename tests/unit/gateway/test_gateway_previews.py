@@ -12,9 +12,10 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.header_names import TENANT, TENANT_PROOF
 from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages import Preview
 from fluxpool_contract.tenants import TenantTrust, prove_tenant
 from fluxpool_gateway.live.preview_reader import PreviewReader
-from fluxpool_gateway.live.previews import TaskPreviews, asks_for_previews
+from fluxpool_gateway.live.previews import KEPT_SECONDS, MAX_KEPT, TaskPreviews, asks_for_previews
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, TaskState, TaskStatus
 from kit.event_streams import Event, EventReader, Listening, listening_gateway, reading
@@ -79,9 +80,44 @@ async def test_each_watcher_takes_the_latest_that_it_has_not_seen() -> None:
         reader.take(record(event(4)))
         assert (await first.next()).step == 4
     assert not previews.is_watched
-    with previews.watch(KEY) as later, pytest.raises(TimeoutError):
-        async with asyncio.timeout(0):
-            await later.next()
+
+
+async def kept(previews: TaskPreviews, key: TaskKey = KEY) -> int | None:
+    """The step of the preview that a watcher has at once; None without one."""
+    with previews.watch(key) as watch:
+        seen = asyncio.ensure_future(watch.next())
+        await asyncio.sleep(0)
+        step = seen.result().step if seen.done() else None
+        seen.cancel()
+        return step
+
+
+async def test_the_latest_preview_is_kept_for_a_while_for_the_tenant_whose_task_it_is() -> None:
+    now = 0.0
+    previews = TaskPreviews(clock=lambda: now)
+    reader = reader_of(previews)
+    # Nobody watches: the next who looks has it at once, and who looks after that.
+    reader.take(record(event(4)))
+    assert (await kept(previews), await kept(previews)) == (4, 4)
+    assert await kept(previews, TaskKey(KEY.request_id, "other")) is None
+    now = KEPT_SECONDS
+    assert await kept(previews) == 4
+    now += 1
+    assert await kept(previews) is None
+    reader.take(record(event(8)))
+    with previews.watch_several() as several:
+        # Its task has ended, or waits for another attempt.
+        several.discard(KEY)
+    assert await kept(previews) is None
+
+
+async def test_as_many_previews_are_kept_as_fit_the_latest_of_them() -> None:
+    previews = TaskPreviews()
+    preview = Preview(content_type="image/webp", data="UklGRg==", index=0)
+    keys = [TaskKey(f"r-{number}", "default") for number in range(MAX_KEPT + 1)]
+    for key in (*keys[:-1], keys[0], keys[-1]):
+        previews.show(key, preview, attempt=1, step=1, total_steps=2)
+    assert [await kept(previews, key) for key in (keys[0], keys[1], keys[2], keys[-1])] == [1, None, 1, 1]
 
 
 @pytest.mark.parametrize(

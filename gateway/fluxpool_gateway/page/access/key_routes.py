@@ -21,6 +21,7 @@ from fluxpool_gateway.http.key_routes import (
 )
 from fluxpool_gateway.http.problem import ProblemError
 from fluxpool_gateway.http.scopes import WithCaller, requires
+from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.identity.gate import KeyGate
@@ -29,7 +30,8 @@ from fluxpool_gateway.page.forms import Form, WithForm, page_router
 from fluxpool_gateway.page.operations import answered, as_number, wanted
 from fluxpool_gateway.page.rendering import redirect, render
 
-_FIELDS = ("name", "tenant", "scopes", "expires_in_seconds", "priorities")
+_FIELDS = ("name", "tenant", "scopes", "expires_in_seconds", "priorities", "submit_limit", "presets", "models")
+_LISTS = ("presets", "models")
 
 router = page_router()
 
@@ -61,11 +63,14 @@ def _values(form: Form) -> dict[str, Any]:
     }
     if form.get("expires_in_seconds"):
         values["expires_in_seconds"] = as_number(form.get("expires_in_seconds"))
-    return values
+    if limit := form.get("submit_limit").strip():
+        values["submit_limit"] = limit
+    # Without names all are allowed.
+    return values | {name: names for name in _LISTS if (names := form.get(name).replace(",", " ").split())}
 
 
 def _shown(form: Form) -> dict[str, Any]:
-    return {**_values(form), "expires_in_seconds": form.get("expires_in_seconds")}
+    return _values(form) | {name: form.get(name) for name in ("expires_in_seconds", "submit_limit", *_LISTS)}
 
 
 @router.post("/keys/{key_id}/rotate", **requires(KeyScope.ADMIN))
@@ -111,6 +116,13 @@ async def _render(
 ) -> Response:
     page = answered(await list_keys(gate, after=after), KeyPage)
     problems = {} if why is None else {problem.field.partition(".")[0]: problem.message for problem in why.fields}
+    submission: Submission = request.app.submission
+    models = {
+        name
+        for topic in (submission.topics.tasks, submission.topics.tasks_vip)
+        for names in submission.models_of(topic)
+        for name in names
+    }
     usual = {"name": "", "tenant": DEFAULT_TENANT, "scopes": [KeyScope.SUBMIT, KeyScope.READ, KeyScope.CANCEL]}
     return render(
         request,
@@ -121,7 +133,9 @@ async def _render(
         scopes=[*KeyScope],
         priorities=[*Priority],
         lifetimes=LIFETIMES,
-        values={**usual, "expires_in_seconds": "", "priorities": [Priority.STANDARD]} | (values or {}),
+        presets=sorted(submission.presets.presets),
+        models=sorted(models),
+        values={**usual, **dict.fromkeys(_FIELDS[3:], ""), "priorities": [Priority.STANDARD]} | (values or {}),
         problems=problems,
         why=None if why is None or problems.keys() & set(_FIELDS) else why.detail,
     )

@@ -1,4 +1,4 @@
-"""The view to create images: `form` is what its fields mean, `routes` shows and submits it."""
+"""The view to create images: `form` is what its fields mean, `offer` what a key may choose; `routes` shows it."""
 
 from fluxpool_gateway.page.create.routes import router
 

@@ -33,7 +33,7 @@ LIMITS: Final = {
     "steps_most": MAX_STEPS,
     "images_most": MAX_IMAGES,
 }
-_TEXTS: Final = ("prompt", "negative_prompt", "output_format", "priority", "preset")
+_TEXTS: Final = ("prompt", "negative_prompt", "output_format", "priority", "preset", "quality")
 _INTEGERS: Final = ("width", "height", "steps", "seed", "n")
 _NUMBERS: Final = ("guidance", "true_cfg_scale")
 FIELDS: Final = (*_TEXTS, *_INTEGERS, *_NUMBERS)

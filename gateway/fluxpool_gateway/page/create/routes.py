@@ -18,6 +18,7 @@ from fluxpool_gateway.http.task_routes import base_of
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.page.create.form import FIELDS, LIMITS, SIZES, CreateForm, RecordTarget, form_of_task, snippets
+from fluxpool_gateway.page.create.offer import Offer, offer_to
 from fluxpool_gateway.page.forms import Form, WithForm, page_router
 from fluxpool_gateway.page.rendering import redirect, render, visit_of
 from fluxpool_gateway.page.tasks.reading import find_projected, read_live
@@ -95,14 +96,17 @@ async def _render(
     why: ProblemError | None = None,
 ) -> Response:
     """`asks`: whether a pool that sleeps is to be woken."""
-    topics, priority = services.dead_letters.topics, _priority(form)
+    submission: Submission = request.app.submission
+    offer = _offer(submission, caller)
+    topics, priority = submission.topics, _priority(form)
+    if priority not in offer.priorities:
+        priority = next(iter(offer.priorities), priority)
     target = RecordTarget(
         topic=topics.tasks_vip if priority is Priority.VIP else topics.tasks,
         request_id=new_request_id(),
         tenant=caller.tenant,
     )
     needs_key = visit_of(request.scope).needs_key
-    submission: Submission = request.app.submission
     fields = {} if why is None else {problem.field: problem.message for problem in why.fields}
     return render(
         request,
@@ -122,11 +126,20 @@ async def _render(
         estimate=_estimate(services, priority),
         sleeping=_sleeping(services, priority),
         asks=asks,
-        presets=sorted(submission.presets.presets),
-        priorities=sorted(caller.rights.priorities) if len(caller.rights.priorities) > 1 else [],
+        offer=offer,
         may_submit=KeyScope.SUBMIT in caller.scopes,
         may_cancel=KeyScope.CANCEL in caller.scopes,
         **await read_live(request, services, caller),
+    )
+
+
+def _offer(submission: Submission, caller: Caller) -> Offer:
+    topics = {Priority.STANDARD: submission.topics.tasks, Priority.VIP: submission.topics.tasks_vip}
+    return offer_to(
+        caller.rights,
+        presets=submission.presets.presets,
+        qualities=submission.qualities,
+        models_of=lambda priority: submission.models_of(topics[priority]),
     )
 
 
