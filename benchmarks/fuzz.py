@@ -1,7 +1,8 @@
 """Whether fuzzed records block or end anything: real Apache Kafka, workers, a gateway, the command line.
 
 Every topic that the components read gets fuzzed records. Each record of a task topic must have a result or a dead
-letter, no process may end, no lag may remain, and memory must not grow with the number of records.
+letter, no process may end, no lag may remain, and memory must not grow with the number of records. `fuzz.py http` sends
+fuzzed requests to a gateway instead (`fuzz_parts.over_http`).
 """
 
 import argparse
@@ -20,6 +21,7 @@ import httpx
 import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
+from fuzz_parts import over_http
 from fuzz_parts.records import CODECS, FuzzedRecord, fuzzed_records
 from report import Cell, print_report, quiet_logs
 from soak_parts.ground import add_folder_option, run_folder
@@ -315,4 +317,4 @@ def _environment(bench: WorkerBench) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(over_http.main(sys.argv[2:]) if sys.argv[1:2] == ["http"] else asyncio.run(main()))

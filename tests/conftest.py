@@ -124,7 +124,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def kafka_factory(kafka_libs: Path, tmp_path: Path) -> Iterator[KafkaFactory]:
-    """Separate brokers for one test, to kill, pause or configure; for wider scopes `kit.kafka.running_kafka`."""
+    """Separate brokers for one test, to kill, pause or configure; with a wider scope `running_kafka`."""
     clusters: list[KafkaCluster] = []
 
     async def start(**settings: Any) -> KafkaCluster:

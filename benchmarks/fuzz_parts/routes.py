@@ -2,7 +2,7 @@
 
 Paths, parameters, headers and bodies are made from the OpenAPI document and then changed; `http_requests` are bytes
 on a socket. Tasks go to a stand-in of Kafka; keys, reservations, task store and dead letters are real. Event
-streams are left out, because they do not end. Called by `fuzz_http.py --in-process`.
+streams are left out, because they do not end. Called by `fuzz.py http --in-process`.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """A real Kubernetes control plane on loopback: etcd, API server, controllers, scheduler, with kubectl and helm.
 
 Owns the data folder, the flags, the order of starts and stops, and readiness. There is no kubelet: `kit.process_node`
-and `kit.fake_nodes` take its place. Services do not route, because nothing programs a network and EndpointSlices
-refuse loopback addresses.
+and `kit.fake_nodes` take its place. Services do not route, because nothing programs a network and
+EndpointSlices refuse loopback addresses.
 """
 
 import asyncio

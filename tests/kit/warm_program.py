@@ -1,4 +1,4 @@
-"""Stands for a program that a fork server has started; a command for engines and gateways, of `kit.warm_start`.
+"""Stands for a program that a fork server has started; a command for engines and servers, of `kit.warm_start`.
 
 To who starts it this process is the program: it ends as the program does, with the same exit code, and the program ends
 with it. The program has another pid, so a test that pauses one needs an executed one. It runs in a bare interpreter, so

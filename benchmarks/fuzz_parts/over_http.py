@@ -2,7 +2,7 @@
 
 Each connection sends bytes of `fuzz_parts.http_requests` and reads the responses. Counts responses by status, hanging
 connections, errors in the log, and the memory of the server processes before and after. At the end a plain request
-must be accepted. Exits with status 1 when a check fails.
+must be accepted. Called by `fuzz.py http`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -21,11 +22,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
-from fuzz_parts.http_requests import ConnectionScript, Ending, make_connection_script
-from fuzz_parts.routes import fuzz_routes
 from report import Cell, print_report
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from fuzz_parts.http_requests import ConnectionScript, Ending, make_connection_script
+from fuzz_parts.routes import fuzz_routes
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
@@ -56,9 +57,9 @@ class Counts:
     longest_seconds: float = 0.0
 
 
-def main() -> int:
-    """Run everything; return the exit status."""
-    options = _options()
+def main(arguments: Sequence[str]) -> int:
+    """Run everything; return the exit status, 1 when a check fails."""
+    options = _options(arguments)
     if options.in_process:
         return fuzz_routes(requests=options.requests, seed=options.seed, as_json=options.json)
     return asyncio.run(_fuzz_process(options))
@@ -75,15 +76,15 @@ async def _fuzz_process(options: argparse.Namespace) -> int:
                 return await _fuzz(gateway, requests=options.requests, seed=options.seed, as_json=options.json)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("fuzz.py http", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--in-process", action="store_true", help="every route with API keys, without Kafka and sockets"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 async def _fuzz(gateway: GatewayProcess, *, requests: int, seed: int, as_json: bool) -> int:
@@ -219,7 +220,3 @@ async def _wait_ready(gateway: GatewayProcess) -> None:
 def _resident_megabytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmRSS"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
