@@ -87,8 +87,8 @@ def run_fluxpool(
             output=output,
             errors=complaints if terminal is None else terminal,
             folder=folder,
-            # Fault points are bound, and terminals looked at, at import.
-            executed=terminal is not None or bool(environment.get("FLUXPOOL_FAULT")),
+            # Terminals are looked at when modules are imported.
+            executed=terminal is not None,
         )
         try:
             code = program.wait(deadline_seconds)

@@ -3,8 +3,8 @@
 Usage: fork_server.py CONTROL LISTENER IMPORTS: two inherited descriptors, and what to import. When the other end of
 CONTROL ends, it ends with its programs. A client of LISTENER sends a message with descriptors, then a request;
 it is answered by the pid and, once the program has ended, by its exit code. This process has a single thread, so a
-fork copies no lock that another thread holds. A program has its own arguments, environment, streams and signal
-handlers, runs as `__main__`, and finishes as any interpreter does.
+fork copies no lock that another thread holds. A program has its own arguments, environment, fault points, streams
+and signal handlers, runs as `__main__`, and finishes as any interpreter does.
 """
 
 import fcntl
@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from fluxpool_cli.main import COMMANDS
+from kit import forked_faults
 
 NUMBER: Final = struct.Struct("=i")
 CREDENTIALS: Final = struct.Struct("=iII")
@@ -180,6 +181,7 @@ def _become(connection: socket.socket, descriptors: list[int]) -> list[str]:
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    forked_faults.arm()
     # None stands for the fork server, whose pid the other side does not know.
     arguments = [str(os.getppid()) if argument is None else argument for argument in request["arguments"]]
     return [request["module"], *arguments]
@@ -201,6 +203,7 @@ def main() -> None:
     # would: in the background of a shell it is ignored from the start.
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, listener = (socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:3])
+    forked_faults.defer()
     for name in _MODULES[Imports(sys.argv[3])]:
         importlib.import_module(name)
     # Objects that the collector never visits stay shared between the processes.

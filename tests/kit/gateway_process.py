@@ -191,9 +191,4 @@ def _is_worker(process: psutil.Process) -> bool:
 
 def _start(module: str, settings: GatewaySettings, *, log_path: Path, environment: Mapping[str, str]) -> Program:
     with log_path.open("ab") as log:
-        return start_program(
-            module,
-            environment={**environment, **settings.to_environment()},
-            output=log,
-            executed=environment is not os.environ,
-        )
+        return start_program(module, environment={**environment, **settings.to_environment()}, output=log)

@@ -22,9 +22,6 @@ SOCKET, MARK, PARENT = "--socket-fd", "--started-fd", "--parent-pid"
 
 def main(address: str, module: str, arguments: list[str]) -> None:
     """Have the program started, and end as it does."""
-    if os.environ.get("FLUXPOOL_FAULT"):
-        # Fault points are bound at import.
-        os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
     # Until it is known to whom they are passed on.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     given: list[str | None] = [*arguments]

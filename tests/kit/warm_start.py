@@ -4,7 +4,8 @@ Gateways and workers are started by tests, engines by their agents, whose comman
 gateways of local mode by `warm_program`.
 
 A program differs from an executed one in its command line, which is the fork server's, and in what its modules read
-from the environment when they are imported. Fault points and Python's own variables need `executed`.
+from the environment when they are imported, fault points excepted (`kit.forked_faults`). Python's own variables need
+`executed`.
 """
 
 import atexit

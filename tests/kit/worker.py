@@ -168,8 +168,6 @@ class WorkerBench:
                     **(environment or {}),
                 },
                 output=log,
-                # Fault points are bound at import.
-                executed=environment is not None,
             )
         worker = WorkerProcess(name, process, f"http://127.0.0.1:{settings.health_port}", log_file)
         self.workers.append(worker)
