@@ -15,6 +15,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from kit.collecting import Collecting
 from kit.end_of_tests import GRACE_SECONDS, EndOfTests
 from kit.engine import stand_in_engine, start_engine
 from kit.file_times import CPU_OPTION, TIMELINE_OPTION, FileTimes
@@ -52,12 +53,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what skips unchanged `on_change` tests, what ends tests that hang, and what measures files."""
+    """Register what skips unchanged `on_change` tests, and what collects, ends tests that hang, and measures."""
     named = frozenset(
         (config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args
     )
     plugin = UnchangedTests(root=ROOT, stamps=stamps_folder(), run_all=config.getoption(OPTION), named=named)
     config.pluginmanager.register(plugin)
+    config.pluginmanager.register(Collecting())
     config.pluginmanager.register(EndOfTests(grace_seconds=PATIENCE * GRACE_SECONDS))
     ranked, timeline = config.getoption(CPU_OPTION) or 0, config.getoption(TIMELINE_OPTION)
     if ranked or timeline:
