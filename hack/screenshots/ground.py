@@ -42,6 +42,13 @@ PROMPTS: Final = (
     "mountains at dawn, mist in the valleys",
     "a river at dusk, far from any town",
 )
+_WAITING: Final = (
+    "mountains at dusk, first stars",
+    "a fox in a forest at dawn",
+    "a lake in winter, a boat in the ice",
+)
+"""Prompts of the tasks that wait behind the one that runs."""
+_LAG_PER_REPLICA: Final = 2
 _SCOPES: Final = ("submit", "read", "cancel", "rate", "admin")
 _READING_SECONDS: Final = 6.0
 SIZES: Final = ((512, 512), (608, 416), (416, 608))
@@ -130,11 +137,7 @@ async def _leave_running(client: AsyncClient) -> None:
         return progress is not None and progress.step >= 14
 
     await wait_until(half_way, deadline_seconds=120, what="a task that runs")
-    for prompt in (
-        "mountains at dusk, first stars",
-        "a fox in a forest at dawn",
-        "a lake in winter, a boat in the ice",
-    ):
+    for prompt in _WAITING:
         await client.submit(prompt, width=512, height=512, steps=28)
     # A second reading of the lanes: by then the gateway knows how fast they are.
     await asyncio.sleep(_READING_SECONDS)
@@ -142,12 +145,15 @@ async def _leave_running(client: AsyncClient) -> None:
 
 async def _write_pools(bench: WorkerBench) -> None:
     now = datetime.now(UTC)
+    lag = 1 + len(_WAITING)
+    desired = -(-lag // _LAG_PER_REPLICA)
     lane = PoolLane(name="standard", topic=bench.topics.tasks, consumer_group=bench.group)
     state = PoolState(
-        namespace="images", pool="flux-dev", lanes=(lane,), desired_replicas=3, ready_replicas=1, starting_replicas=2,
-        min_replicas=0, max_replicas=8, constraint="lag", start_seconds=200, model="black-forest-labs/FLUX.1-dev",
-        reason="The lag is 12; at 4 per replica it requires 3 replicas.", next_ready_at=now + timedelta(seconds=180),
-        decided_at=now, valid_seconds=3600,
+        namespace="images", pool="flux-dev", lanes=(lane,), desired_replicas=desired, ready_replicas=1,
+        starting_replicas=desired - 1, min_replicas=0, max_replicas=8, constraint="lag", start_seconds=200,
+        model="black-forest-labs/FLUX.1-dev",
+        reason=f"The lag is {lag}; at {_LAG_PER_REPLICA} per replica it requires {desired} replicas.",
+        next_ready_at=now + timedelta(seconds=180), decided_at=now, valid_seconds=3600,
     )  # fmt: skip
     await produce(bench.bootstrap_servers, bench.topics.pools, [(state.key.encode(), state.to_json())])
 
