@@ -6,6 +6,7 @@ from fluxpool_client.connection import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIAB
 from fluxpool_client.dead_letters import (
     DeadLetterCause,
     DeadLetterDetail,
+    DeadLetterFields,
     DeadLetterPage,
     DeadLetterSummary,
     ReplayItem,
@@ -118,6 +119,7 @@ __all__ = [
     "CorruptImageError",
     "DeadLetterCause",
     "DeadLetterDetail",
+    "DeadLetterFields",
     "DeadLetterPage",
     "DeadLetterSummary",
     "ExportFields",

@@ -67,7 +67,7 @@ class AsyncClient:
         self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
         self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
         self.dead_letters = AsyncDeadLetters(
-            DeadLetterOperations(max_attempts=max_attempts, clock=time.monotonic), self._run
+            DeadLetterOperations(max_attempts=max_attempts, clock=time.monotonic), self._run, self._pieces
         )
         self._owns_http = http is None
         self._http = httpx.AsyncClient(limits=LIMITS, trust_env=self._connection.uses_proxies) if http is None else http
@@ -257,9 +257,11 @@ class AsyncClient:
         """Mean scores and win rates of the tenant's images, by model, steps, preset and pool."""
         return await self._run(self._operations.feedback_summary())
 
-    async def export_feedback(self, **fields: Unpack[ExportFields]) -> AsyncIterator[bytes]:
+    def export_feedback(self, **fields: Unpack[ExportFields]) -> AsyncIterator[bytes]:
         """The bytes of an export as they come; needs the scope admin. Sent once: parts of it may be in use."""
-        outgoing = export_request(fields)
+        return self._pieces(export_request(fields))
+
+    async def _pieces(self, outgoing: Outgoing) -> AsyncIterator[bytes]:
         try:
             response = await self._http.send(self._connection.request(self._http, outgoing), stream=True)
             try:

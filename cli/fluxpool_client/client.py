@@ -66,7 +66,7 @@ class Client:
         self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
         self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
         self.dead_letters = DeadLetters(
-            DeadLetterOperations(max_attempts=max_attempts, clock=time.monotonic), self._run
+            DeadLetterOperations(max_attempts=max_attempts, clock=time.monotonic), self._run, self._pieces
         )
         self._owns_http = http is None
         self._http = httpx.Client(limits=LIMITS, trust_env=self._connection.uses_proxies) if http is None else http
@@ -256,7 +256,9 @@ class Client:
 
     def export_feedback(self, **fields: Unpack[ExportFields]) -> Iterator[bytes]:
         """The bytes of an export as they come; needs the scope admin. Sent once: parts of it may be in use."""
-        outgoing = export_request(fields)
+        return self._pieces(export_request(fields))
+
+    def _pieces(self, outgoing: Outgoing) -> Iterator[bytes]:
         try:
             response = self._http.send(self._connection.request(self._http, outgoing), stream=True)
             try:

@@ -1,6 +1,6 @@
 """Calls about dead letters: `client.dead_letters` of both clients. Needs the scope read, and for changes admin."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, TypedDict, TypeVar, Unpack
@@ -208,10 +208,9 @@ class DeadLetterOperations(Calls):
         """One dead letter."""
         return self.ask(DeadLetterDetail, Outgoing(method="GET", path=_of(dead_letter_id)))
 
-    def export(self, form: str, fields: DeadLetterFields) -> Steps[bytes]:
+    def export(self, request: Outgoing) -> Steps[bytes]:
         """All dead letters as a file."""
-        path = f"{PATH}/export{query_of({**fields, 'format': form})}"
-        response = yield from self.exchange(Outgoing(method="GET", path=path, max_bytes=MAX_IMAGE_BYTES))
+        response = yield from self.exchange(request)
         return response.body
 
     def preview(self, fields: ReplayFields) -> Steps[ReplayPreview]:
@@ -253,6 +252,8 @@ class DeadLetters:
 
     operations: DeadLetterOperations
     run: Run
+    pieces: Callable[[Outgoing], Iterator[bytes]]
+    """The bytes of a response as they come."""
 
     def page(
         self, *, cursor: str | None = None, order: str = "desc", limit: int = 50, **fields: Unpack[DeadLetterFields]
@@ -279,9 +280,15 @@ class DeadLetters:
         """One dead letter with the contents of its record."""
         return self.run(self.operations.show(dead_letter_id))
 
-    def export(self, form: str = "jsonl", **fields: Unpack[DeadLetterFields]) -> bytes:
-        """All of them as JSON Lines or `csv`."""
-        return self.run(self.operations.export(form, fields))
+    def export(self, form: str = "jsonl", *, records: bool = False, **fields: Unpack[DeadLetterFields]) -> bytes:
+        """All of them as JSON Lines or `csv`; `records`: with key, headers and value of the originals."""
+        return self.run(self.operations.export(_export(form, fields, records=records)))
+
+    def export_pieces(
+        self, form: str = "jsonl", *, records: bool = False, **fields: Unpack[DeadLetterFields]
+    ) -> Iterator[bytes]:
+        """The same as it comes. Sent once: parts of it may be in use."""
+        return self.pieces(_export(form, fields, records=records))
 
     def preview(self, **fields: Unpack[ReplayFields]) -> ReplayPreview:
         """What a replay would send and refuse; changes nothing."""
@@ -314,6 +321,8 @@ class AsyncDeadLetters:
 
     operations: DeadLetterOperations
     run: RunAsync
+    pieces: Callable[[Outgoing], AsyncIterator[bytes]]
+    """The bytes of a response as they come."""
 
     async def page(
         self, *, cursor: str | None = None, order: str = "desc", limit: int = 50, **fields: Unpack[DeadLetterFields]
@@ -341,9 +350,15 @@ class AsyncDeadLetters:
         """One dead letter with the contents of its record."""
         return await self.run(self.operations.show(dead_letter_id))
 
-    async def export(self, form: str = "jsonl", **fields: Unpack[DeadLetterFields]) -> bytes:
+    async def export(self, form: str = "jsonl", *, records: bool = False, **fields: Unpack[DeadLetterFields]) -> bytes:
         """All of them as a file."""
-        return await self.run(self.operations.export(form, fields))
+        return await self.run(self.operations.export(_export(form, fields, records=records)))
+
+    def export_pieces(
+        self, form: str = "jsonl", *, records: bool = False, **fields: Unpack[DeadLetterFields]
+    ) -> AsyncIterator[bytes]:
+        """The same as it comes. Sent once: parts of it may be in use."""
+        return self.pieces(_export(form, fields, records=records))
 
     async def preview(self, **fields: Unpack[ReplayFields]) -> ReplayPreview:
         """What a replay would send and refuse."""
@@ -368,6 +383,11 @@ class AsyncDeadLetters:
     async def discard(self, dead_letter_id: str, *, reason: str) -> StoredDeadLetter:
         """Discard one, for a reason."""
         return await self.run(self.operations.discard(dead_letter_id, reason=reason))
+
+
+def _export(form: str, fields: DeadLetterFields, *, records: bool) -> Outgoing:
+    query = query_of({**fields, "format": form, "records": "true" if records else None})
+    return Outgoing(method="GET", path=f"{PATH}/export{query}", max_bytes=MAX_IMAGE_BYTES)
 
 
 def _of(dead_letter_id: str) -> str:

@@ -137,5 +137,6 @@ def refusal(status: int, headers: httpx.Headers, body: bytes) -> FluxpoolError:
 
 def _seconds(retry_after: str) -> float | None:
     """None also for a date, which only a proxy sends."""
-    is_number = retry_after.isascii() and retry_after.isdigit() and len(retry_after) <= 9
-    return float(retry_after) if is_number else None
+    is_number = retry_after.isascii() and retry_after.isdigit()
+    # The first digits: one who asks for centuries must not be asked again at once.
+    return float(retry_after[:10]) if is_number else None

@@ -1,4 +1,4 @@
-"""Bodies that should be JSON: strips the byte order mark and names other encodings. Pure.
+"""Bodies that should be JSON: strips the byte order mark and names other encodings; lines of JSON Lines. Pure.
 
 A JSON parser says "expected value at line 1 column 1" for UTF-16, gzip and Latin-1 alike; `why_not_json` names them.
 """
@@ -32,6 +32,15 @@ _COMPRESSION_MARKS: Final = {
     b"\x78\x9c": "zlib",
     b"\x78\xda": "zlib",
 }
+
+
+_LINE_ENDS: Final = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""JSON has them as they are, and many readers of lines end a line there: `str.splitlines`, httpx."""
+
+
+def json_line(document: str) -> bytes:
+    """A document as a line of JSON Lines, in which no character but the last one ends a line."""
+    return document.translate(_LINE_ENDS).encode() + b"\n"
 
 
 def without_bom(body: bytes) -> bytes:

@@ -295,7 +295,8 @@ def open_dead_letters(
     """The dead letters of the topic that the settings name."""
     topic = KafkaDeadLetterTopic(settings.kafka, settings.topics.dead_letters, trust)
     jobs = open_replay_jobs(settings)
-    runner = ReplayRunner(jobs=jobs, topic=topic, retry_topics=frozenset(settings.topics.retry), metrics=metrics)
+    retry_topics = frozenset(settings.topics.retry)
+    runner = ReplayRunner(jobs=jobs, topic=topic, retry_topics=retry_topics, metrics=metrics, store=store)
     return DeadLetters(store=store, topic=topic, jobs=jobs, runner=runner, topics=settings.topics)
 
 

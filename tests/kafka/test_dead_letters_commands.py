@@ -1,6 +1,9 @@
 """`fluxpool dlq` on a real broker: listings, replays with their resolutions, and refusals."""
 
 import asyncio
+import base64
+import csv
+import io
 import itertools
 import json
 import time
@@ -19,7 +22,8 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_transport.dlq.prepare import ReplayChoices
+from fluxpool_gateway.dead_letters.views import ExportedDeadLetterView
+from fluxpool_transport.dlq.prepare import RefusedReplay, ReplayChoices
 from fluxpool_transport.dlq.reading import DeadLetterFilter, read_dead_letters
 from fluxpool_transport.dlq.replay import DeadLetterReplayer
 from kit.command import Ended, fluxpool, fluxpool_on_terminal
@@ -428,6 +432,57 @@ async def test_a_discarded_dead_letter_stays_on_the_topic_and_is_never_replayed(
     assert await bench.states() == {bad: "discarded", good: "open"}
     replayed = await bench.run("replay", "--yes", "--json")
     assert [item["record"] for item in replayed.document["sent"]] == [good]
+
+
+# Deleted tasks
+
+
+async def test_no_command_has_the_dead_letter_of_a_deleted_task(bench: DeadLetterBench) -> None:
+    gone = await bench.put(task("gone"), request_id="gone", partition=1)
+    await bench.put(task("kept"), request_id="kept")
+    async with DeadLetterReplayer(bench.connection, bench.dead_letters, by="acme") as replayer:
+        entries = await read_dead_letters(bench.connection, bench.dead_letters)
+        deleted = [entry for entry in entries if str(entry.ref) == gone]
+        await replayer.mark_deleted(deleted)
+        async for _ in replayer.discard(deleted, reason="too late"):
+            pass
+    found = await asyncio.gather(
+        bench.run("list", "--all", "-o", "name"),
+        bench.run("replay", gone, "--yes", "--json"),
+        bench.run("show", "gone"),
+    )
+    assert [ended.code for ended in found] == [0, 0, 1]
+    assert found[0].output.split() == ["0/0"]
+    assert found[1].document["sent"] == []
+    (still,) = [entry for entry in await read_dead_letters(bench.connection, bench.dead_letters) if entry.is_deleted]
+    async with DeadLetterReplayer(bench.connection, bench.dead_letters) as replayer:
+        outcomes = [outcome async for outcome in replayer.replay([still], ReplayChoices(), per_second=1e9)]
+    assert [isinstance(outcome, RefusedReplay) for outcome in outcomes] == [True]
+    assert await bench.sent() == []
+
+
+# Export
+
+
+async def test_an_export_from_kafka_has_every_byte_and_the_fields_of_a_gateway(bench: DeadLetterBench) -> None:
+    text = task("text", prompt="zwei F\u00fcchse\u2028=1+1")
+    await bench.put(text, key=b"text", request_id="text", original=[("x", b"\xff"), ("x", b"")], partition=1)
+    await bench.put(b"\x00\xff", request_id=None, error_code=ErrorCode.UNDECODABLE)
+    file = bench.folder / "dead.jsonl"
+    assert (await bench.run("export", str(file), "--records")).code == 0
+    undecodable, exported = map(json.loads, file.read_text().splitlines())
+    assert base64.b64decode(undecodable["record"]["value_base64"]) == b"\x00\xff"
+    assert (exported["record"]["key"], exported["record"]["value"].encode()) == ("text", text)
+    assert exported["record"]["headers"] == [
+        {"name": "x", "value": None, "value_base64": "/w=="},
+        {"name": "x", "value": "", "value_base64": None},
+    ]
+    assert exported.keys() == ExportedDeadLetterView.model_fields.keys()
+    assert exported["dead_letter"]["error_code"] == "generation-failed"
+    other = bench.folder / "dead.csv"
+    assert (await bench.run("export", str(other), "--records", "--code", "undecodable")).code == 0
+    (row,) = csv.DictReader(io.StringIO(other.read_bytes().decode(), newline=""))
+    assert (row["id"], row["value"], row["value_base64"]) == ("0/0", "", "AP8=")
 
 
 # Exit codes

@@ -16,9 +16,15 @@ from fluxpool_contract.messages.resolution import Resolution, ResolutionAction
 from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters.records import read_dead_letter
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from fluxpool_transport.dlq.prepare import PreparedReplay, RefusedReplay, ReplayChoices, prepare_replay
+from fluxpool_transport.dlq.prepare import (
+    PreparedReplay,
+    RefusedReplay,
+    ReplayChoices,
+    prepare_replay,
+    refuse_deleted_task,
+)
 from fluxpool_transport.dlq.reading import DeadLetterEntry, RecordRef, entry_of
-from fluxpool_transport.dlq.replay import SOURCE, SentReplay
+from fluxpool_transport.dlq.replay import SOURCE, IsDeleted, SentReplay, never_deleted
 
 FAILED_MS = 1_775_383_200_000
 """2026-04-05T10:00:00Z."""
@@ -96,6 +102,11 @@ class MemoryTopic:
         else:
             self.waiting += records
 
+    def expire(self, ref: str) -> None:
+        """Kafka has deleted the record; the store does not know it yet."""
+        record = self._by_ref.pop(RecordRef.parse(ref))
+        self.records.remove(record)
+
     def project_waiting(self) -> None:
         records, self.waiting = self.waiting or [], None
         self._project(records)
@@ -128,6 +139,12 @@ class MemoryTopic:
 
     async def record(self, entry: DeadLetterEntry) -> ConsumerRecord | None:
         return self._by_ref.get(entry.ref)
+
+    async def with_records(
+        self, entries: Sequence[DeadLetterEntry]
+    ) -> AsyncGenerator[tuple[DeadLetterEntry, ConsumerRecord | None], None]:
+        for entry in sorted(entries, key=lambda entry: entry.ref):
+            yield entry, self._by_ref.get(entry.ref)
 
     @asynccontextmanager
     async def replayer(self, *, by: str | None, job_id: str | None = None) -> AsyncIterator["MemoryReplayer"]:
@@ -162,13 +179,21 @@ class MemoryReplayer:
                 )
 
     async def replay(
-        self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices, *, per_second: float
+        self,
+        entries: Sequence[DeadLetterEntry],
+        choices: ReplayChoices,
+        *,
+        per_second: float,
+        is_deleted: IsDeleted = never_deleted,
     ) -> AsyncGenerator[SentReplay | RefusedReplay, None]:
         assert per_second > 0
         async for prepared in self.plan(entries, choices):
             await self.topic.before_task()
             if isinstance(prepared, RefusedReplay):
                 yield prepared
+                continue
+            if await is_deleted(prepared.entry):
+                yield refuse_deleted_task(prepared.entry)
                 continue
             self.topic.sent.append(prepared)
             self.topic.before_resolution(prepared)
@@ -178,6 +203,10 @@ class MemoryReplayer:
                 replayed_partition=0, replayed_offset=len(self.topic.sent), patch=choices.patch,
             )  # fmt: skip
             yield SentReplay(prepared=prepared, resolution=resolution)
+
+    async def mark_deleted(self, entries: Sequence[DeadLetterEntry]) -> None:
+        for entry in entries:
+            self.topic.resolve(entry, ResolutionAction.DELETED, by=self.by, request_id=entry.request_id)
 
     async def discard(
         self, entries: Sequence[DeadLetterEntry], *, reason: str

@@ -252,7 +252,9 @@ async def replica(
         store=store,
         topic=topic,
         jobs=jobs,
-        runner=ReplayRunner(jobs=jobs, topic=topic, retry_topics=frozenset(settings.topics.retry), metrics=app.metrics),
+        runner=ReplayRunner(
+            jobs=jobs, topic=topic, retry_topics=frozenset(settings.topics.retry), metrics=app.metrics, store=store
+        ),
         topics=settings.topics,
     )
     # The same as the application's own, but for the clock.

@@ -1,4 +1,4 @@
-"""`fluxpool dlq`: lists dead letters, replays their tasks, discards them, cancels replay jobs.
+"""`fluxpool dlq`: lists and exports dead letters, replays their tasks, discards them, cancels replay jobs.
 
 Owns the commands and their results; `options` says which dead letters are meant, `fluxpool_transport.dlq` reads,
 checks and writes.
@@ -7,6 +7,8 @@ checks and writes.
 import json
 from collections import Counter
 from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -22,8 +24,9 @@ from fluxpool_cli.dlq.options import (
 )
 from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions
-from fluxpool_cli.options import finite, with_option_groups
+from fluxpool_cli.options import finite, printable_path, with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
+from fluxpool_cli.whole_file import whole_file
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX
 from fluxpool_transport.dlq import DEFAULT_MAX_REPLAYS, DeadLetterFilter, ReplayChoices
 
@@ -31,7 +34,7 @@ DEFAULT_RATE = 10.0
 """Replays a second: fast for a person, a small load for a pool that serves others."""
 _GOING_ON: Final = "what was done stays done; the same command goes on with the dead letters that are still open"
 
-app = typer.Typer(no_args_is_help=True, help="List dead letters, replay their tasks, discard them.")
+app = typer.Typer(no_args_is_help=True, help="List and export dead letters, replay their tasks, discard them.")
 
 
 @app.command()
@@ -112,6 +115,47 @@ def show(
             f"{dead_letters.topic} holds no dead letter {dead_letter}; `fluxpool dlq list --all` shows what is there",
         )
     write_result(Result(document=document, parts=list(view.record_parts(document)), names=[document["record"]]), output)
+
+
+class ExportFormat(StrEnum):
+    """The form of an export."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+@app.command()
+@with_option_groups
+def export(
+    file: Annotated[Path, typer.Argument(callback=printable_path, help="File to write; it is replaced.")],
+    *,
+    chosen: FilterOptions,
+    include_resolved: AllOption = False,
+    form: Annotated[
+        ExportFormat | None,
+        typer.Option("--format", help="jsonl or csv; by default what the file's name ends in, else jsonl."),
+    ] = None,
+    records: Annotated[
+        bool,
+        typer.Option(
+            "--records", help="Also key, headers and value of each original record, which may contain prompts."
+        ),
+    ] = False,
+    source: SourceOptions,
+    output: OutputOptions,
+) -> None:
+    """Write the open dead letters into a file, whole or not at all.
+
+    JSONL has the bytes of keys, headers and values as text where they are UTF-8, else as base64. In CSV, cells that a
+    spreadsheet would take for formulas begin with an apostrophe, and control characters are escaped.
+    """
+    dead_letters = source.dead_letters(chosen.filter(include_resolved=include_resolved))
+    written = form or (ExportFormat.CSV if file.suffix == ".csv" else ExportFormat.JSONL)
+    with whole_file(file) as write:
+        dead_letters.export(form=written.value, records=records, write=write)
+    size = file.stat().st_size
+    document = {"file": str(file), "bytes": size, "format": written.value, "records": records}
+    write_result(Result(document=document, names=[str(file)], notes=[f"{size:,} bytes in {file}"]), output)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Dead letters as commands find them on Kafka: reads the topic, and writes to it."""
 
 import getpass
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,11 @@ from fluxpool_transport.dlq import (
     RefusedReplay,
     ReplayChoices,
     check_choices,
+    csv_columns,
+    csv_lines,
+    original_of,
     read_dead_letters,
+    read_each,
     read_records,
 )
 
@@ -38,6 +43,10 @@ class KafkaDeadLetters:
     def document(self, dead_letter: str) -> dict[str, Any] | None:  # noqa: ARG002 - `wanted` names it
         """The last one that is meant, with its record."""
         return run_on(self.target, self._document())
+
+    def export(self, *, form: str, records: bool, write: Callable[[bytes], object]) -> None:
+        """Write those that are meant; with their records in the order of the topic."""
+        run_on(self.target, self._export(form, records=records, write=write))
 
     def replay(
         self, choices: ReplayChoices, *, rate: float | None
@@ -64,6 +73,21 @@ class KafkaDeadLetters:
             async for entry, record in found:
                 return view.record_document(entry, record, command=view.replay_command(entry, self.options))
         return None
+
+    async def _export(self, form: str, *, records: bool, write: Callable[[bytes], object]) -> None:
+        entries = await self._read()
+        if form == "csv":
+            write(csv_lines([csv_columns(with_records=records)]))
+        if not records:
+            for entry in entries:
+                write(view.export_line(entry, form))
+            return
+        with counting_bar("exporting", total=len(entries)) as bar:
+            async with aclosing(read_each(self.target.kafka, self.topic, entries)) as found:
+                async for entry, record in found:
+                    original = None if record is None else original_of(record)
+                    write(view.export_line(entry, form, with_record=True, original=original))
+                    bar.advance(1)
 
     async def _replay(
         self, choices: ReplayChoices, *, rate: float | None

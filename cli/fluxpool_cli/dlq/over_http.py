@@ -2,9 +2,10 @@
 
 import shlex
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import typer
 
@@ -13,12 +14,14 @@ from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions
 from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.terminal import say
-from fluxpool_client import Client, NotFoundError, ReplayItem, StoredDeadLetter
+from fluxpool_client import Client, DeadLetterFields, NotFoundError, ReplayItem, StoredDeadLetter
 from fluxpool_transport.dlq import DeadLetterEntry, DeadLetterFilter, RecordRef, ReplayChoices, check_choices
 
 POLL_SECONDS: Final = 0.5
 MAX_LETTERS: Final = 10_000
 """Of one job of a gateway."""
+EXPORT_SECONDS: Final = 300.0
+"""Longest silence of the gateway: it may look for few records on a long topic."""
 SHOWN_TASKS: Final = 200
 """That a gateway names in the response to one dry run."""
 
@@ -69,6 +72,12 @@ class GatewayDeadLetters:
             "replay_command": view.replay_command(entry, self.options),
         }
 
+    def export(self, *, form: str, records: bool, write: Callable[[bytes], object]) -> None:
+        """Write those that are meant, as they come."""
+        with self.gateway.client(timeout_seconds=EXPORT_SECONDS) as client:
+            for piece in client.dead_letters.export_pieces(form, records=records, **self._filters()):
+                write(piece)
+
     def replay(
         self, choices: ReplayChoices, *, rate: float | None
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -111,6 +120,15 @@ class GatewayDeadLetters:
         return self.gateway.client(max_attempts=ATTEMPTS)
 
     def _entries(self, client: Client) -> tuple[DeadLetterEntry, ...]:
+        wanted, given = self.wanted, self._filters()
+        with counting_bar(f"reading {self.topic}") as bar:
+            found = []
+            for item in client.dead_letters.all(**given):
+                found.append(_entry(item))
+                bar.advance(1)
+        return wanted.select(found)
+
+    def _filters(self) -> DeadLetterFields:
         wanted = self.wanted
         fields: dict[str, Any] = {
             "error_class": list(wanted.error_classes),
@@ -122,13 +140,7 @@ class GatewayDeadLetters:
         }
         if not wanted.include_resolved:
             fields["state"] = ["open"]
-        given = {name: value for name, value in fields.items() if value}
-        with counting_bar(f"reading {self.topic}") as bar:
-            found = []
-            for item in client.dead_letters.all(**given):
-                found.append(_entry(item))
-                bar.advance(1)
-        return wanted.select(found)
+        return cast("DeadLetterFields", {name: value for name, value in fields.items() if value})
 
     def _preview(
         self, client: Client, ids: list[str], choices: ReplayChoices

@@ -1,5 +1,6 @@
 """Where commands find dead letters and resolve them: on Kafka (`on_kafka`), or through a gateway (`over_http`)."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from fluxpool_transport.dlq import DeadLetterEntry, ReplayChoices
@@ -21,6 +22,9 @@ class DeadLetters(Protocol):
 
     def document(self, dead_letter: str) -> dict[str, Any] | None:
         """The last one that is meant, with its record, as `view.record_document` has it; None without one."""
+
+    def export(self, *, form: str, records: bool, write: Callable[[bytes], object]) -> None:
+        """Write those that are meant as `jsonl` or `csv`; `records`: with key, headers and value of the originals."""
 
     def replay(
         self, choices: ReplayChoices, *, rate: float | None

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,9 +11,20 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_cli.output import Block
 from fluxpool_cli.terminal import utc_text
+from fluxpool_client import StoredDeadLetter
+from fluxpool_contract.json_body import json_line
 from fluxpool_contract.messages import format_time
 from fluxpool_contract.problems import FieldProblem
-from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay, contents_of
+from fluxpool_transport.dlq import (
+    DeadLetterEntry,
+    PreparedReplay,
+    RefusedReplay,
+    SentReplay,
+    contents_of,
+    csv_lines,
+    csv_original,
+    csv_row,
+)
 
 _MESSAGE_CHARACTERS = 100
 LIST_COLUMNS = ("RECORD", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
@@ -110,6 +121,35 @@ def entry_document(entry: DeadLetterEntry) -> dict[str, Any]:
         "problem": entry.problem or None,
         "resolution": None if entry.resolution is None else entry.resolution.model_dump(mode="json", exclude_none=True),
     }
+
+
+def export_line(
+    entry: DeadLetterEntry, form: str, *, with_record: bool = False, original: Mapping[str, Any] | None = None
+) -> bytes:
+    """A line of an export, as a gateway writes it; whose a dead letter is, is known to gateways alone.
+
+    With its record, `original` is what that has, or None when Kafka has deleted it.
+    """
+    if form == "csv":
+        row = csv_row(entry, state=state_of(entry), tenant=None)
+        return csv_lines([[*row, *csv_original(original)] if with_record else row])
+    document = StoredDeadLetter(
+        id=str(entry.ref),
+        state=state_of(entry),
+        tenant=None,
+        request_id=entry.request_id,
+        failed_at=entry.failed_at,
+        stored_at=entry.stored_at,
+        epoch=entry.epoch,
+        value_bytes=entry.value_bytes,
+        copies=tuple(map(str, entry.copies)),
+        dead_letter=entry.dead_letter,
+        problem=entry.problem or None,
+        resolution=entry.resolution,
+    ).model_dump(mode="json")
+    if with_record:
+        document["record"] = original
+    return json_line(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
 
 
 def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: str) -> dict[str, Any]:

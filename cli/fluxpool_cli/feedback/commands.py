@@ -1,6 +1,5 @@
 """`fluxpool feedback`: pairs to judge, mean scores and win rates, and exports for fine-tuning."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,6 +11,7 @@ from fluxpool_cli.feedback.options import RaterOption
 from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import printable_path, with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
+from fluxpool_cli.whole_file import whole_file
 from fluxpool_client import FeedbackSummary, Interval
 
 EXPORT_SECONDS: Final = 300.0
@@ -112,16 +112,8 @@ def export(
 ) -> None:
     """Write feedback into a file for fine-tuning, whole or not at all; needs a key with the scope admin."""
     chosen = form or (ExportFormat.PARQUET if file.suffix == ".parquet" else ExportFormat.JSONL)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    size = 0
-    try:
-        with gateway.client(timeout_seconds=EXPORT_SECONDS) as client:
-            pieces = client.export_feedback(format=chosen.value, layout=layout.value, ties=ties, images=images)
-            with partial.open("wb") as written:
-                for piece in pieces:
-                    size += written.write(piece)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(file) as write, gateway.client(timeout_seconds=EXPORT_SECONDS) as client:
+        pieces = client.export_feedback(format=chosen.value, layout=layout.value, ties=ties, images=images)
+        size = sum(map(write, pieces))
     document = {"file": str(file), "bytes": size, "layout": layout.value, "format": chosen.value}
     write_result(Result(document=document, names=[str(file)], notes=[f"{size:,} bytes in {file}"]), output)

@@ -25,6 +25,8 @@ class ResolutionAction(StrEnum):
 
     REPLAYED = "replayed"
     DISCARDED = "discarded"
+    DELETED = "deleted"
+    """Its task was deleted: nothing lists, exports or replays the dead letter, whatever else is said of it."""
 
 
 class Resolution(BaseModel):

@@ -1,70 +1,54 @@
-"""Dead letters as lines of JSON or CSV. Pure."""
+"""Dead letters, and what became of those of a job, as lines of JSON or CSV. Pure."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from fluxpool_contract.messages import format_time
+from fluxpool_contract.json_body import json_line
 from fluxpool_gateway.dead_letters.rows import StoredDeadLetter
-from fluxpool_gateway.dead_letters.views import DeadLetterView, ReplayItemView
+from fluxpool_gateway.dead_letters.views import DeadLetterView, ExportedDeadLetterView, ReplayItemView
+from fluxpool_transport.dlq import csv_columns, csv_lines, csv_original, csv_row
 
-CSV_COLUMNS: Final = (
-    "id",
-    "state",
-    "tenant",
-    "request_id",
-    "failed_at",
-    "error_class",
-    "error_code",
-    "disposition",
-    "message",
-    "topic",
-    "pool",
-    "model",
-    "worker",
-    "attempts",
-    "crashes",
-    "epoch",
-    "value_bytes",
-    "problem",
-    "resolved_at",
-    "resolved_by",
-    "reason",
-)
 OUTCOME_COLUMNS: Final = ("number", "id", "outcome", "request_id", "topic", "partition", "offset", "reason")
-_FORMULA: Final = frozenset("=+-@\t\r")
-"""What spreadsheets take for the begin of a formula (OWASP, CSV injection)."""
 
 
 def json_lines(page: Iterable[StoredDeadLetter]) -> bytes:
     """One object a line, as in a list."""
-    return b"".join(DeadLetterView.of(stored).model_dump_json().encode() + b"\n" for stored in page)
+    return b"".join(json_line(DeadLetterView.of(stored).model_dump_json()) for stored in page)
 
 
-def csv_header() -> bytes:
+def json_with_original(stored: StoredDeadLetter, original: Mapping[str, Any] | None) -> bytes:
+    """The same with what the record of one has."""
+    return json_line(ExportedDeadLetterView.of(stored, record=original).model_dump_json())
+
+
+def csv_header(*, with_records: bool = False) -> bytes:
     """The names of the columns."""
-    return _csv([CSV_COLUMNS])
+    return csv_lines([csv_columns(with_records=with_records)])
 
 
-def csv_lines(page: Iterable[StoredDeadLetter]) -> bytes:
-    """One row each, with no cell that a spreadsheet would execute or a terminal obey."""
-    return _csv([[safe_cell(value) for value in _cells(stored)] for stored in page])
+def csv_rows(page: Iterable[StoredDeadLetter]) -> bytes:
+    """One row each."""
+    return csv_lines(map(_cells, page))
+
+
+def csv_with_original(stored: StoredDeadLetter, original: Mapping[str, Any] | None) -> bytes:
+    """The row of one, with what its record has."""
+    return csv_lines([[*_cells(stored), *csv_original(original)]])
 
 
 def outcome_json_lines(items: Iterable[ReplayItemView]) -> bytes:
     """What became of dead letters, one object a line."""
-    return b"".join(item.model_dump_json().encode() + b"\n" for item in items)
+    return b"".join(json_line(item.model_dump_json()) for item in items)
 
 
 def outcome_csv_header() -> bytes:
     """The names of the columns."""
-    return _csv([OUTCOME_COLUMNS])
+    return csv_lines([OUTCOME_COLUMNS])
 
 
 def outcome_csv_lines(items: Iterable[ReplayItemView]) -> bytes:
     """The same as rows."""
-    return _csv([[safe_cell(value) for value in _outcome_cells(item)] for item in items])
+    return csv_lines(map(_outcome_cells, items))
 
 
 def outcome_reason(item: ReplayItemView) -> str:
@@ -80,50 +64,5 @@ def _outcome_cells(item: ReplayItemView) -> Sequence[object]:
     return (item.number, item.id, item.outcome, *sent, outcome_reason(item))
 
 
-def safe_cell(value: object) -> str:
-    """The text of a cell; control characters are escaped, and what looks like a formula follows an apostrophe."""
-    text = "" if value is None else str(value)
-    shown = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
-    return f"'{shown}" if text[:1] in _FORMULA else shown
-
-
 def _cells(stored: StoredDeadLetter) -> Sequence[object]:
-    entry = stored.entry
-    dead_letter, resolution = entry.dead_letter, entry.resolution
-    of_failure: Sequence[object] = (None,) * 9
-    if dead_letter is not None:
-        of_failure = (
-            dead_letter.error_code,
-            dead_letter.disposition,
-            dead_letter.message,
-            dead_letter.origin_topic,
-            dead_letter.pool,
-            dead_letter.model,
-            dead_letter.worker,
-            dead_letter.attempts,
-            dead_letter.crashes,
-        )
-    return (
-        entry.ref,
-        stored.state,
-        stored.tenant,
-        entry.request_id,
-        format_time(entry.failed_at),
-        entry.error_class,
-        *of_failure,
-        entry.epoch,
-        entry.value_bytes,
-        entry.problem,
-        None if resolution is None else format_time(resolution.at),
-        None if resolution is None else resolution.by,
-        None if resolution is None else resolution.reason,
-    )
-
-
-def _csv(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerows(rows)
-    return text.getvalue().encode(errors="replace")
+    return csv_row(stored.entry, state=stored.state, tenant=stored.tenant)

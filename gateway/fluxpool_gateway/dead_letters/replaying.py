@@ -20,8 +20,10 @@ from pydantic import BaseModel, ConfigDict
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import Resolution, ResolutionAction
 from fluxpool_gateway.dead_letters.jobs import Item, ItemOutcome, Job, ReplayJobs, canceled_reason
+from fluxpool_gateway.dead_letters.rows import is_task_deleted
 from fluxpool_gateway.dead_letters.topic import DeadLetterTopic
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
+from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.shared_file import SharedFileError
 from fluxpool_transport.dlq import (
     DEFAULT_MAX_REPLAYS,
@@ -107,8 +109,10 @@ class ReplayRunner:
         topic: DeadLetterTopic,
         retry_topics: frozenset[str],
         metrics: GatewayMetrics,
+        store: TaskStoreReader,
     ) -> None:
         self._jobs = jobs
+        self._store = store
         self._topic = topic
         self._retry_topics = retry_topics
         self._metrics = metrics
@@ -158,6 +162,9 @@ class ReplayRunner:
         except* UNANSWERED as group_error:
             problem = " ".join(str(group_error.exceptions[0]).split())
             logger.warning("replay_job_interrupted", job_id=job.job_id, reason=problem)
+        except* StoreUnavailableError as group_error:
+            problem = "the task store cannot be read"
+            logger.warning("replay_job_interrupted", job_id=job.job_id, reason=str(group_error.exceptions[0]))
         except* SharedFileError as group_error:
             logger.warning("replay_jobs_unusable", job_id=job.job_id, reason=str(group_error.exceptions[0]))
         except* Exception as group_error:  # the top of a loop that must live
@@ -183,7 +190,9 @@ class ReplayRunner:
         choices = plan.choices(self._retry_topics)
         async with (
             self._topic.replayer(by=job.created_by, job_id=job.job_id) as replayer,
-            aclosing(replayer.replay(todo, choices, per_second=plan.rate_per_second)) as outcomes,
+            aclosing(
+                replayer.replay(todo, choices, per_second=plan.rate_per_second, is_deleted=self._is_deleted)
+            ) as outcomes,
         ):
             # Between two tasks alone: what is sent is to have its resolution.
             while progress.canceled_by is None and (outcome := await anext(outcomes, None)) is not None:
@@ -193,6 +202,10 @@ class ReplayRunner:
                 progress.note([ref], ItemOutcome.SKIPPED, reason="Kafka has deleted it")
             else:
                 progress.note([ref], ItemOutcome.CANCELED, reason=canceled_reason(progress.canceled_by))
+
+    async def _is_deleted(self, entry: DeadLetterEntry) -> bool:
+        name = self._topic.name
+        return await self._store.read(lambda connection: is_task_deleted(connection, name, entry.ref))
 
     async def _to_do(self, progress: _Progress, plan: ReplayPlan) -> Sequence[DeadLetterEntry]:
         """What is still open on Kafka; the others are noted."""

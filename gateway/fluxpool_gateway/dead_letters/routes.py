@@ -3,16 +3,22 @@
 A caller sees those of its tenant; with the scope admin, those of all tenants and of none.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from fluxpool_contract.bounds import cut_text
-from fluxpool_gateway.dead_letters.export import csv_header, csv_lines, json_lines
+from fluxpool_gateway.dead_letters.export import (
+    csv_header,
+    csv_rows,
+    csv_with_original,
+    json_lines,
+    json_with_original,
+)
 from fluxpool_gateway.dead_letters.replaying import UNANSWERED
-from fluxpool_gateway.dead_letters.rows import StoredDeadLetter
+from fluxpool_gateway.dead_letters.rows import DeadLetterQuery, StoredDeadLetter
 from fluxpool_gateway.dead_letters.views import (
     CauseView,
     DeadLetterDetailView,
@@ -35,6 +41,8 @@ from fluxpool_transport.dlq import RecordRef, contents_of
 
 PATH: Final = "/v1/dlq"
 MAX_CAUSES: Final = 1000
+CHUNK_BYTES: Final = 64 * 1024
+"""Of an export with records, that are sent at once."""
 LIST_PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     422: "A parameter is not allowed; `errors` names each.",
@@ -106,7 +114,8 @@ async def list_dead_letters(
     response_class=Response,
     responses={
         200: {
-            "description": "A stream: one JSON object a line as in a list, or CSV with a header.",
+            "description": "A stream: one JSON object a line as in a list, with `records` also the original record, "
+            "or CSV with a header.",
             "content": {
                 "application/jsonl": {"schema": {"type": "string"}},
                 "text/csv": {"schema": {"type": "string"}},
@@ -123,18 +132,22 @@ async def export_dead_letters(
     """The oldest failure first. In CSV, cells that spreadsheets take for formulas begin with an apostrophe."""
     wanted = query.query(sees_only=sees_only(caller), states=query.state)
     as_csv = query.format == "csv"
-
-    pages = services.dead_letters.pages(wanted)
+    if query.records:
+        lines = _lines_with_originals(services, wanted, as_csv=as_csv)
+    else:
+        lines = _lines(services, wanted, as_csv=as_csv)
     # The first part before the status: what fails later ends the stream without its end.
-    first = await read_store(_next_of(pages))
+    try:
+        first = await read_store(_next_of(lines))
+    except UNANSWERED as error:
+        raise unreadable_topic(error) from error
 
     async def chunks() -> AsyncIterator[bytes]:
         if as_csv:
-            yield csv_header()
-        lines = csv_lines if as_csv else json_lines
-        yield lines(first)
-        async for part in pages:
-            yield lines(part)
+            yield csv_header(with_records=query.records)
+        yield first
+        async for part in lines:
+            yield part
 
     name = f"dead-letters.{query.format}"
     return StreamingResponse(
@@ -144,10 +157,28 @@ async def export_dead_letters(
     )
 
 
-async def _next_of(pages: AsyncIterator[Sequence[StoredDeadLetter]]) -> Sequence[StoredDeadLetter]:
-    async for part in pages:
+async def _lines(services: Services, wanted: DeadLetterQuery | None, *, as_csv: bool) -> AsyncIterator[bytes]:
+    async for part in services.dead_letters.pages(wanted):
+        yield csv_rows(part) if as_csv else json_lines(part)
+
+
+async def _lines_with_originals(
+    services: Services, wanted: DeadLetterQuery | None, *, as_csv: bool
+) -> AsyncIterator[bytes]:
+    line = csv_with_original if as_csv else json_with_original
+    waiting = bytearray()
+    async for stored, original in services.dead_letters.with_originals(wanted):
+        waiting += line(stored, original)
+        if len(waiting) >= CHUNK_BYTES:
+            yield bytes(waiting)
+            waiting.clear()
+    yield bytes(waiting)
+
+
+async def _next_of(lines: AsyncIterator[bytes]) -> bytes:
+    async for part in lines:
         return part
-    return ()
+    return b""
 
 
 IdInPath = Annotated[

@@ -31,13 +31,16 @@ from sqlalchemy import (
 )
 
 from fluxpool_contract.bounds import cut_text, milliseconds_of, moment_at
-from fluxpool_contract.messages import DeadLetter, Resolution
+from fluxpool_contract.messages import DeadLetter, Resolution, ResolutionAction
 from fluxpool_gateway.dead_letters.records import DeadLetterChange, DeadLetterSeen, ResolutionSeen
-from fluxpool_gateway.store.tables import dead_letters
+from fluxpool_gateway.store.tables import dead_letters, tasks
+from fluxpool_gateway.store.task_state import TaskStatus
 from fluxpool_transport.dlq import DeadLetterEntry, RecordRef
 
 OPEN: Final = "open"
 """State of a dead letter without a resolution; the others are the actions of resolutions."""
+DELETED: Final = ResolutionAction.DELETED.value
+"""State of a dead letter whose task was deleted: its row keeps no more than what it is known by, and is not shown."""
 _MAX_TEXT_BYTES: Final = 4096
 """Of a message or problem. A worker's has 1 KiB; any producer may write a megabyte into a header."""
 _CHUNK: Final = 500
@@ -49,15 +52,28 @@ _OF_PLACE: Final = (
     _T.offset == bindparam("of_offset"),
 )
 _DELETE: Final = delete(dead_letters).where(*_OF_PLACE)
+_OF_FAILURE: Final = (
+    _T.topic == bindparam("of_topic"),
+    _T.failure == select(_T.failure).where(*_OF_PLACE).scalar_subquery(),
+)
 _RESOLVE: Final = (
     update(dead_letters)
     .where(
-        _T.topic == bindparam("of_topic"),
-        _T.failure == select(_T.failure).where(*_OF_PLACE).scalar_subquery(),
+        *_OF_FAILURE,
+        _T.state != DELETED,
         # Of several resolutions the last one counts, whichever partition is read first.
         or_(_T.resolved_at_ms.is_(None), _T.resolved_at_ms <= bindparam("at_ms")),
     )
     .values(state=bindparam("action"), resolution=bindparam("told"), resolved_at_ms=bindparam("at_ms"))
+)
+_ERASED: Final[Mapping[str, Any]] = {
+    "state": DELETED, "body": None, "problem": "", "resolution": None, "resolved_at_ms": None,
+}  # fmt: skip
+_ERASE: Final = update(dead_letters).where(*_OF_FAILURE).values(**_ERASED)
+_ERASE_OF_TASK: Final = (
+    update(dead_letters)
+    .where(_T.request_id == bindparam("of_request_id"), _T.tenant == bindparam("of_tenant"))
+    .values(**_ERASED)
 )
 
 
@@ -68,7 +84,22 @@ def save_dead_letters(connection: Connection, topic: str, changes: Sequence[Dead
             _add(connection, topic, [change for change in run if isinstance(change, DeadLetterSeen)])
         else:
             resolutions = [change.resolution for change in run if isinstance(change, ResolutionSeen)]
-            connection.execute(_RESOLVE, [_resolution_values(topic, resolution) for resolution in resolutions])
+            _resolve(connection, topic, resolutions)
+
+
+def erase_dead_letters_of(connection: Connection, deleted: Iterable[tuple[str, str]]) -> None:
+    """Erase the dead letters of tasks that were deleted, each by its id and tenant."""
+    values = [{"of_request_id": request_id, "of_tenant": tenant} for request_id, tenant in deleted]
+    if values:
+        connection.execute(_ERASE_OF_TASK, values)
+
+
+def _resolve(connection: Connection, topic: str, resolutions: Iterable[Resolution]) -> None:
+    for is_deletion, run in groupby(resolutions, key=lambda resolution: resolution.action == ResolutionAction.DELETED):
+        if is_deletion:
+            connection.execute(_ERASE, [_place_values(topic, resolution) for resolution in run])
+        else:
+            connection.execute(_RESOLVE, [_resolution_values(topic, resolution) for resolution in run])
 
 
 def _add(connection: Connection, topic: str, seen: Sequence[DeadLetterSeen]) -> None:
@@ -79,16 +110,33 @@ def _add(connection: Connection, topic: str, seen: Sequence[DeadLetterSeen]) -> 
     for start in range(0, len(failures), _CHUNK):
         found = connection.execute(
             select(_T.failure, _T.state, _T.resolution, _T.resolved_at_ms)
-            .where(_T.topic == topic, _T.failure.in_(failures[start : start + _CHUNK]), _T.resolved_at_ms.is_not(None))
-            .order_by(_T.resolved_at_ms)
+            .where(_T.topic == topic, _T.failure.in_(failures[start : start + _CHUNK]), _T.state != OPEN)
+            # A deletion last: it counts.
+            .order_by(case((_T.state == DELETED, 1), else_=0), _T.resolved_at_ms)
         )
         resolved |= {row.failure: row for row in found}
+    deleted = _deleted_tasks(connection, {values["request_id"] for values in rows.values()} - {None})
     for values in rows.values():
-        if (known := resolved.get(values["failure"])) is not None:
+        known = resolved.get(values["failure"])
+        if (values["request_id"], values["tenant"]) in deleted or (known is not None and known.state == DELETED):
+            values.update(_ERASED)
+        elif known is not None:
             values.update(state=known.state, resolution=known.resolution, resolved_at_ms=known.resolved_at_ms)
     places = [{"of_topic": topic, "of_partition": ref.partition, "of_offset": ref.offset} for ref in rows]
     connection.execute(_DELETE, places)
     connection.execute(insert(dead_letters), list(rows.values()))
+
+
+def _deleted_tasks(connection: Connection, request_ids: Iterable[str]) -> set[tuple[str, str]]:
+    """Id and tenant of those tasks with one of these ids that were deleted."""
+    found: set[tuple[str, str]] = set()
+    names = sorted(request_ids)
+    for start in range(0, len(names), _CHUNK):
+        query = select(tasks.c.request_id, tasks.c.tenant).where(
+            tasks.c.request_id.in_(names[start : start + _CHUNK]), tasks.c.status == TaskStatus.DELETED.value
+        )
+        found |= {(row.request_id, row.tenant) for row in connection.execute(query)}
+    return found
 
 
 def _values(topic: str, seen: DeadLetterSeen) -> dict[str, Any]:
@@ -128,11 +176,13 @@ def _plain(text: str | None) -> str | None:
     return None if text is None else str(text).replace("\0", "\ufffd")
 
 
+def _place_values(topic: str, resolution: Resolution) -> dict[str, Any]:
+    return {"of_topic": topic, "of_partition": resolution.partition, "of_offset": resolution.offset}
+
+
 def _resolution_values(topic: str, resolution: Resolution) -> dict[str, Any]:
     return {
-        "of_topic": topic,
-        "of_partition": resolution.partition,
-        "of_offset": resolution.offset,
+        **_place_values(topic, resolution),
         "action": _plain(resolution.action),
         "told": resolution.model_dump_json(exclude_none=True),
         "at_ms": milliseconds_of(resolution.at),
@@ -222,6 +272,7 @@ _IS_FIRST: Final = ~(
 
 def _conditions(topic: str, wanted: DeadLetterQuery) -> Iterator[ColumnElement[bool]]:
     yield _T.topic == topic
+    yield _T.state != DELETED
     yield _IS_FIRST
     if wanted.tenant is not None:
         yield _T.tenant == wanted.tenant
@@ -241,6 +292,12 @@ def _conditions(topic: str, wanted: DeadLetterQuery) -> Iterator[ColumnElement[b
         yield _T.failed_at_ms >= milliseconds_of(wanted.since)
     if wanted.until is not None:
         yield _T.failed_at_ms < milliseconds_of(wanted.until)
+
+
+def is_task_deleted(connection: Connection, topic: str, ref: RecordRef) -> bool:
+    """Whether the task of the dead letter at a place was deleted."""
+    places = {"of_topic": topic, "of_partition": ref.partition, "of_offset": ref.offset}
+    return connection.execute(select(_T.offset).where(*_OF_PLACE, _T.state == DELETED), places).first() is not None
 
 
 def count_dead_letters(connection: Connection, topic: str, wanted: DeadLetterQuery) -> int:

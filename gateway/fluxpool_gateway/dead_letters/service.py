@@ -1,9 +1,10 @@
 """What the routes of dead letters work with: the projected rows, the topic, the jobs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 
@@ -23,7 +24,7 @@ from fluxpool_gateway.dead_letters.rows import (
 )
 from fluxpool_gateway.dead_letters.topic import DeadLetterTopic
 from fluxpool_gateway.store.reading import TaskStoreReader
-from fluxpool_transport.dlq import RecordRef
+from fluxpool_transport.dlq import RecordRef, original_of
 
 PAGE_ROWS: Final = 500
 _PROJECTED_SECONDS: Final = 2.0
@@ -65,6 +66,19 @@ class DeadLetters:
                 return
             after = part[-1].place
 
+    async def with_originals(
+        self, wanted: DeadLetterQuery | None
+    ) -> AsyncIterator[tuple[StoredDeadLetter, Mapping[str, Any] | None]]:
+        """The same with what their records have, one at a time: each may have a megabyte. Raises `UNANSWERED` as well.
+
+        Within a part they have the order of the topic.
+        """
+        async for part in self.pages(wanted):
+            stored = {letter.entry.ref: letter for letter in part}
+            async with aclosing(self.topic.with_records([letter.entry for letter in part])) as found:
+                async for entry, record in found:
+                    yield stored[entry.ref], None if record is None else original_of(record)
+
     async def oldest(self, wanted: DeadLetterQuery, *, limit: int) -> Sequence[StoredDeadLetter]:
         """At most so many that match, the oldest failure first."""
         return await self._read(_listing(self.topic.name, wanted, after=None, limit=limit))
@@ -73,6 +87,11 @@ class DeadLetters:
         """One dead letter, by any of its records."""
         wanted = DeadLetterQuery(tenant=tenant, refs=frozenset({ref}))
         return next(iter(await self._read(_listing(self.topic.name, wanted, after=None, limit=1))), None)
+
+    async def of_task(self, request_id: str, *, tenant: str) -> Sequence[StoredDeadLetter]:
+        """All that a task has left."""
+        wanted = DeadLetterQuery(tenant=tenant, fields={"request_id": frozenset({request_id})})
+        return [letter async for part in self.pages(wanted) for letter in part]
 
     async def summary(self, wanted: DeadLetterQuery, *, by: Sequence[Dimension], limit: int) -> Sequence[Cause]:
         """What they are, by some of their properties."""

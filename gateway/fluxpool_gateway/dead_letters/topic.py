@@ -14,12 +14,13 @@ from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.dlq import (
     DeadLetterEntry,
     DeadLetterReplayer,
+    IsDeleted,
     PreparedReplay,
     RefusedReplay,
     ReplayChoices,
     SentReplay,
     read_dead_letters,
-    read_records,
+    read_each,
 )
 
 
@@ -32,9 +33,17 @@ class Replayer(Protocol):
         """What a replay would send and refuse; writes nothing."""
 
     def replay(
-        self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices, *, per_second: float
+        self,
+        entries: Sequence[DeadLetterEntry],
+        choices: ReplayChoices,
+        *,
+        per_second: float,
+        is_deleted: IsDeleted,
     ) -> AsyncGenerator[SentReplay | RefusedReplay, None]:
         """Send the tasks again; each is yielded once its resolution is on the topic."""
+
+    async def mark_deleted(self, entries: Sequence[DeadLetterEntry]) -> None:
+        """Say of each that its task was deleted."""
 
     def discard(
         self, entries: Sequence[DeadLetterEntry], *, reason: str
@@ -55,6 +64,11 @@ class DeadLetterTopic(Protocol):
     async def record(self, entry: DeadLetterEntry) -> ConsumerRecord | None:
         """The record of an entry; None when Kafka has deleted it."""
 
+    def with_records(
+        self, entries: Sequence[DeadLetterEntry]
+    ) -> AsyncGenerator[tuple[DeadLetterEntry, ConsumerRecord | None], None]:
+        """Each entry with its record, or None when Kafka has deleted it; in the order of the topic."""
+
     def replayer(self, *, by: str | None, job_id: str | None = None) -> AbstractAsyncContextManager[Replayer]:
         """What resolves them, in the name of `by`."""
 
@@ -73,10 +87,16 @@ class KafkaDeadLetterTopic:
 
     async def record(self, entry: DeadLetterEntry) -> ConsumerRecord | None:
         """The record of an entry."""
-        async with aclosing(read_records(self.connection, self.name, [entry])) as found:
+        async with aclosing(self.with_records([entry])) as found:
             async for _, record in found:
                 return record
         return None
+
+    def with_records(
+        self, entries: Sequence[DeadLetterEntry]
+    ) -> AsyncGenerator[tuple[DeadLetterEntry, ConsumerRecord | None], None]:
+        """Each entry with its record."""
+        return read_each(self.connection, self.name, entries)
 
     def replayer(self, *, by: str | None, job_id: str | None = None) -> DeadLetterReplayer:
         """What resolves them."""

@@ -103,6 +103,8 @@ class ExportQuery(ListedDeadLetters):
     """Which dead letters, in what form."""
 
     format: Literal["jsonl", "csv"] = "jsonl"
+    records: bool = False
+    """With key, headers and value of each original record, which may contain prompts."""
 
 
 class _View(BaseModel):
@@ -185,6 +187,31 @@ class DeadLetterDetailView(DeadLetterView):
             value=contents.value,
             value_hex=contents.value_hex,
         )
+
+
+class OriginalHeaderView(_View):
+    """One header of an original record, byte for byte."""
+
+    name: str
+    value: str | None
+    value_base64: str | None
+
+
+class OriginalView(_View):
+    """An original record, byte for byte: text where the bytes are UTF-8, else base64."""
+
+    key: str | None
+    key_base64: str | None
+    headers: tuple[OriginalHeaderView, ...]
+    value: str | None
+    value_base64: str | None
+
+
+class ExportedDeadLetterView(DeadLetterView):
+    """One dead letter of an export with records."""
+
+    record: OriginalView | None
+    """Null when Kafka has deleted it meanwhile."""
 
 
 class DeadLetterPageView(_View):

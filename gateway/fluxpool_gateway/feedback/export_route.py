@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
+from fluxpool_contract.json_body import json_line
 from fluxpool_contract.messages import ComparedImage, Comparison
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_gateway.feedback.layouts import (
@@ -111,7 +112,7 @@ async def export_feedback(
 
 async def _lines(pages: AsyncIterator[Sequence[Row]]) -> AsyncIterator[bytes]:
     async for rows in pages:
-        yield b"".join(json.dumps(to_json(row), ensure_ascii=False).encode() + b"\n" for row in rows)
+        yield b"".join(json_line(json.dumps(to_json(row), ensure_ascii=False)) for row in rows)
 
 
 async def _parquet(layout: Layout, pages: AsyncIterator[Sequence[Row]]) -> AsyncIterator[bytes]:

@@ -32,6 +32,13 @@ def find_rating(connection: Connection, rating_id: str, *, tenant: str) -> Ratin
     return None if body is None else Rating.model_validate_json(body)
 
 
+def find_comparison(connection: Connection, rating_id: str, *, tenant: str) -> Comparison | None:
+    """The judgement of two images under a key."""
+    where = (comparisons.c.tenant == tenant, comparisons.c.rating_id == rating_id)
+    body = connection.execute(select(comparisons.c.body).where(*where)).scalar_one_or_none()
+    return None if body is None else Comparison.model_validate_json(body)
+
+
 def find_keys_of_task(connection: Connection, request_id: str, *, tenant: str) -> list[str]:
     """Of all judgements of the images of a task."""
     keys: set[str] = set()

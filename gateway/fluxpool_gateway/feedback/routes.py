@@ -42,6 +42,7 @@ from fluxpool_gateway.feedback.models import (
 from fluxpool_gateway.feedback.reads import (
     Image,
     Pair,
+    find_comparison,
     find_pair,
     find_rating,
     prompt_of,
@@ -155,8 +156,12 @@ async def delete_rating(
 
 @router.post(
     "/v1/comparisons",
+    status_code=HTTPStatus.CREATED,
     response_model=ComparisonView,
-    responses=problems(RATE_PROBLEMS),
+    responses={
+        200: {"model": ComparisonView, "description": "It replaced the same rater's comparison of the two."},
+        **problems(RATE_PROBLEMS),
+    },
     summary="Compare two images",
     **requires(KeyScope.RATE),
 )
@@ -179,9 +184,14 @@ async def post_comparison(wanted: ComparisonRequest, services: WithServices, cal
         raise _refusal("b", "must be an image of the same prompt as a; GET /v1/comparisons/next gives such pairs")
     (tenant,) = tenants
     rater_hash = rater_hash_of(services, caller, tenant, wanted.rater)
+    rating_id = comparison_id_of(tenant, rater_hash, sides["a"].key, sides["b"].key)
+    stored = await read_store(
+        services.store.read(lambda connection: find_comparison(connection, rating_id, tenant=tenant))
+    )
+    is_new = services.feedback.latest(rating_id, stored) is None
     aspects = {} if wanted.aspects is None else wanted.aspects.model_dump(exclude_none=True)
     judgement = Comparison(
-        rating_id=comparison_id_of(tenant, rater_hash, sides["a"].key, sides["b"].key),
+        rating_id=rating_id,
         tenant=tenant,
         rater_hash=rater_hash,
         created_at=moment_at(services.now_ms()),
@@ -200,7 +210,7 @@ async def post_comparison(wanted: ComparisonRequest, services: WithServices, cal
         preferred=judgement.preferred,
         created_at=judgement.created_at,
     )
-    return json_response(view)
+    return json_response(view, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
 
 class NextQuery(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, m
 
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
 from fluxpool_contract.tenants import NO_TENANT
+from fluxpool_gateway.dead_letters.replaying import UNANSWERED
 from fluxpool_gateway.feedback.reads import find_keys_of_task
 from fluxpool_gateway.http.problem import (
     BODY_PROBLEMS,
@@ -254,14 +255,19 @@ async def delete_generation(request_id: RequestIdInPath, services: WithServices,
     feedback = await read_store(
         services.store.read(lambda connection: find_keys_of_task(connection, request_id, tenant=found.tenant))
     )
+    dead_letters = await read_store(services.dead_letters.of_task(request_id, tenant=found.tenant))
     try:
+        if dead_letters:
+            # As the feedback: dead letters outlive the record of the deletion by weeks.
+            async with services.dead_letters.topic.replayer(by=caller.name) as replayer:
+                await replayer.mark_deleted([dead_letter.entry for dead_letter in dead_letters])
         await services.feedback.withdraw(feedback, tenant=found.tenant)
         await services.deleting.delete(found)
     except (StorageUnavailableError, CorruptObjectError) as error:
         logger.warning("task_objects_not_deleted", request_id=request_id, reason=str(error))
         detail = "the images cannot be deleted at the moment, and the task stays; repeat the request"
         raise unavailable(ProblemCode.STORAGE_FAILED, detail) from error
-    except DeliveryError as error:
+    except (DeliveryError, *UNANSWERED) as error:
         detail = "the task is not deleted yet, its images may be; repeat the request"
         raise unavailable(ProblemCode.QUEUE_UNAVAILABLE, detail) from error
     try:

@@ -1,5 +1,6 @@
 """What a preset is, as the settings have it."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -7,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fluxpool_contract.messages import AUTO_PRESET, MAX_LORAS, MAX_STEPS, PRESET_PATTERN, Quality, TaskLora
 
 MAX_PRESETS: Final = 32
+_OF_A_POOL: Final = ("model", "pool", "topic")
+"""What decides which worker runs a task, and with which model."""
 
 
 class Preset(BaseModel):
@@ -19,6 +22,16 @@ class Preset(BaseModel):
     true_cfg_scale: Annotated[float, Field(ge=1, le=20)] | None = None
     quality: Quality | None = None
     loras: Annotated[tuple[TaskLora, ...], Field(max_length=MAX_LORAS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chooses_no_pool(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and (named := next((name for name in _OF_A_POOL if name in given), None)):
+            raise ValueError(
+                f"{named}: a preset cannot choose it; a task names no model and no pool, the pools that read its topic "
+                "have one. Leave it out, and give another model a pool with topics of its own and a gateway for these"
+            )
+        return given
 
     @model_validator(mode="after")
     def _sets_something(self) -> Self:

@@ -67,6 +67,8 @@ class PoolStates:
             logger.warning("pool_state_ignored", key=key[:200].decode(errors="replace"), problems=error.error_count())
             return
         if any((lane.topic, lane.consumer_group) in self._served for lane in state.lanes):
+            # Of an operator whose clock is ahead: it would be of now for as long, and hide what others write later.
+            written_at = min(written_at, self._wall_clock())
             self._written[key] = state, written_at
             self._past.setdefault(key, deque(maxlen=MAX_PAST)).append((written_at, state))
             while len(self._written) > MAX_STATES:
@@ -100,8 +102,9 @@ class PoolStates:
     def _key_of(self, lane: ServedLane) -> bytes | None:
         """Key of the record that was written last of a pool that serves the lane."""
         found = [
-            (written_at, key)
-            for key, (state, written_at) in self._written.items()
+            (written_at, number, key)
+            for number, (key, (state, written_at)) in enumerate(self._written.items())
             if any((served.topic, served.consumer_group) == (lane.topic, lane.group) for served in state.lanes)
         ]
-        return max(found)[1] if found else None
+        # Of several of one time the one that came last.
+        return max(found)[2] if found else None

@@ -195,6 +195,7 @@ Index(
     dead_letters.c.partition,
     dead_letters.c.offset,
 )
+Index("dead_letter_by_task", dead_letters.c.request_id)
 
 projector_heartbeat = Table(
     "projector_heartbeat",

@@ -15,7 +15,12 @@ from sqlalchemy import Connection, Engine, Integer, Table, bindparam, delete, fu
 from sqlalchemy.engine import RowMapping
 
 from fluxpool_gateway.dead_letters.records import DeadLetterChange, DeadLetterSeen, ResolutionSeen
-from fluxpool_gateway.dead_letters.rows import delete_expired_dead_letters, forget_dead_letters, save_dead_letters
+from fluxpool_gateway.dead_letters.rows import (
+    delete_expired_dead_letters,
+    erase_dead_letters_of,
+    forget_dead_letters,
+    save_dead_letters,
+)
 from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.feedback.stored import delete_feedback_of, save_feedback
 from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
@@ -278,9 +283,9 @@ def _apply_all(
             if changed:
                 _save_tasks(connection, numbers.rows(changed))
                 usage.save(connection)
-                delete_feedback_of(
-                    connection, [state.key for state, _, _ in changed if state.status is TaskStatus.DELETED]
-                )
+                deleted = [state.key for state, _, _ in changed if state.status is TaskStatus.DELETED]
+                delete_feedback_of(connection, deleted)
+                erase_dead_letters_of(connection, deleted)
             # After the tasks: it is not kept for those that are deleted.
             save_feedback(connection, feedback)
     except Exception as error:  # no error of one record may stop those behind it

@@ -68,6 +68,25 @@ async def test_the_commands_show_what_the_gateway_has(dlq: Command, url: str) ->
     assert (await dlq("show", "0/9"))[0] == 1
 
 
+def names_in(folder: Path) -> set[str]:
+    return {found.name for found in folder.iterdir() if "dead" in found.name}
+
+
+async def test_an_export_through_the_gateway_is_its_own(dlq: Command, gateway: Gateway, tmp_path: Path) -> None:
+    file = tmp_path / "dead.jsonl"
+    code, out, _ = await dlq("export", str(file), "--code", "undecodable", "--records", "--json")
+    assert (code, json.loads(out)["bytes"], json.loads(out)["format"]) == (0, file.stat().st_size, "jsonl")
+    path = "/v1/dlq/export?error_code=undecodable&state=open&records=true"
+    assert file.read_bytes() == (await gateway.one.ask("GET", path, gateway.admin)).content
+    assert json.loads(file.read_text())["record"]["value_base64"] == "/w=="
+    assert (await dlq("export", str(tmp_path / "dead.csv")))[0] == 0
+    assert len((tmp_path / "dead.csv").read_text().splitlines()) == 4
+    before = file.read_bytes()
+    assert (await dlq("export", str(file), key=await gateway.create("submit")))[0] == 4
+    assert file.read_bytes() == before, "a command that fails leaves the file"
+    assert names_in(tmp_path) == {"dead.csv", "dead.jsonl"}
+
+
 async def test_a_replay_through_the_gateway_is_a_dry_run_until_it_is_confirmed(dlq: Command, gateway: Gateway) -> None:
     patch = ("--patch", json.dumps({"width": 96}), "--rate", "1000")
     code, out, err = await dlq("replay", *patch)
@@ -110,6 +129,7 @@ async def test_both_clients_have_the_same_calls(gateway: Gateway, url: str) -> N
                 [cause.open for cause in calls.summary(["hour"]).data],
                 calls.show("0/0").value,
                 len(calls.export("csv").splitlines()),
+                b"".join(calls.export_pieces(records=True)) == calls.export(records=True),
                 calls.preview(filter={}, patch={"width": 96}).to_send,
             ]
 
@@ -121,10 +141,11 @@ async def test_both_clients_have_the_same_calls(gateway: Gateway, url: str) -> N
             [cause.open for cause in (await calls.summary(["hour"])).data],
             (await calls.show("0/0")).value,
             len((await calls.export("csv")).splitlines()),
+            b"".join([piece async for piece in calls.export_pieces(records=True)]) == await calls.export(records=True),
             (await calls.preview(filter={}, patch={"width": 96})).to_send,
         ]
         assert found == await asyncio.to_thread(blocking)
-        assert (found[0], found[1], found[2], found[4], found[5]) == (["0/0", "0/1"], 3, [3], 4, 2)
+        assert (*found[:3], *found[4:]) == (["0/0", "0/1"], 3, [3], 4, True, 2)
         job = await calls.replay(ids=["0/0"], patch={"width": 96}, rate_per_second=1000)
 
         async def has_ended() -> bool:

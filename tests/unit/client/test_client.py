@@ -197,12 +197,15 @@ async def test_any_form_of_retry_after_is_waited_for_or_ignored(world: World, re
     assert len(call.wire.asked) == 2
 
 
-async def test_a_long_retry_after_is_left_to_the_caller(world: World) -> None:
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"), [("3600", 3600), ("9" * 10, 9_999_999_999), ("1" * 99, 1_111_111_111)]
+)
+async def test_a_long_retry_after_is_left_to_the_caller(world: World, retry_after: str, seconds: int) -> None:
     call = world.caller()
-    call.wire.instead = [httpx.Response(429, headers={"retry-after": "3600"}, content=b"{}")]
+    call.wire.instead = [httpx.Response(429, headers={"retry-after": retry_after}, content=b"{}")]
     with pytest.raises(RateLimitedError) as limited:
         await call("page")
-    assert (limited.value.retry_after_seconds, limited.value.code, len(call.wire.asked)) == (3600, "", 1)
+    assert (limited.value.retry_after_seconds, limited.value.code, len(call.wire.asked)) == (seconds, "", 1)
 
 
 async def test_a_request_that_would_wait_too_long_is_refused_at_once_with_the_estimate(world: World) -> None:

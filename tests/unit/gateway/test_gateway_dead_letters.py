@@ -1,5 +1,6 @@
 """Dead letters over HTTP: projected in any order, each tenant's own, listed, summarised, shown, exported, discarded."""
 
+import base64
 import csv
 import io
 import itertools
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import ConsumerRecord
 from sqlalchemy import Engine, select
 
@@ -16,13 +18,14 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.headers import RawHeaders
 from fluxpool_contract.messages.resolution import Resolution, ResolutionAction
 from fluxpool_contract.tenants import TenantTrust, prove_tenant
-from fluxpool_gateway.dead_letters.export import safe_cell
 from fluxpool_gateway.dead_letters.records import read_dead_letter
 from fluxpool_gateway.dead_letters.rows import DeadLetterQuery, list_dead_letters
 from fluxpool_gateway.store.tables import dead_letters
+from fluxpool_gateway.store.task_state import DeletionSeen
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
-from fluxpool_transport.dlq.reading import RecordRef
-from kit.dead_letter_topic import FAILED_MS, letter_at, record_at
+from fluxpool_transport.dlq.export import safe_cell
+from fluxpool_transport.dlq.reading import DeadLetterEntry, RecordRef
+from kit.dead_letter_topic import FAILED_MS, dead_letter, letter_at, record_at
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.store_file import opened_store
 
@@ -103,6 +106,30 @@ def test_the_rows_are_equal_in_whatever_order_the_partitions_are_read(tmp_path: 
     assert len(found) == 6
     assert all(rows == found[0] for rows in found)
     assert [row[7] for row in found[0]].count("discarded") == 3
+
+
+def test_a_deletion_is_final_in_whatever_order_the_partitions_are_read(tmp_path: Path) -> None:
+    same: dict[str, Any] = {"origin_offset": 7, "request_id": "a", "message": "of a secret fox"}
+    partitions: Sequence[Sequence[ConsumerRecord]] = [
+        [letter_at(0, **same), resolution(1, of=0, action="deleted", at=1)],
+        [letter_at(0, partition=1, **same), resolution(1, of=0, partition=1, at=9)],
+        [letter_at(0, partition=2, origin_offset=8, request_id="b"), resolution(1, of=0, partition=2)],
+    ]
+    found = []
+    for number, order in enumerate(itertools.permutations([*partitions, None])):
+        with opened_store(tmp_path / f"{number}.sqlite") as engine:
+            for records in order:
+                if records is None:
+                    # Of another dead letter: the task itself, as its record on the results topic has it.
+                    deletion = DeletionSeen(request_id="b", tenant="default")
+                    TaskStoreWriter(engine).apply([(("results", 0, 0), deletion)], {}, now_ms=1)
+                else:
+                    project(engine, *records)
+            found.append(stored(engine))
+            assert shown(engine) == []
+    assert all(rows == found[0] for rows in found)
+    kept = [row[dead_letters.columns.keys().index("state") :] for row in found[0]]
+    assert {(row[0], *row[-4:]) for row in kept} == {("deleted", None, "", None, None)}, "nothing of it is kept"
 
 
 def test_odd_records_are_projected_or_passed_over(engine: Engine) -> None:
@@ -323,6 +350,11 @@ async def test_a_dead_letter_is_not_discarded_without_a_reason(gateway: Gateway)
         ("-1", "'-1"),
         ("@SUM(A1)", "'@SUM(A1)"),
         ("\t=1", "'\\t=1"),
+        ("\n=1", "'\\n=1"),
+        ("  =1", "'  =1"),
+        ("\uff1dcmd", "'\uff1dcmd"),
+        ("\ufeff=1", "\\ufeff=1"),
+        ("\ud800", "\\ud800"),
         ("a\x1b[31m\nb", "a\\x1b[31m\\nb"),
         ('größer, "q"', 'größer, "q"'),
         (None, ""),
@@ -331,6 +363,79 @@ async def test_a_dead_letter_is_not_discarded_without_a_reason(gateway: Gateway)
 )
 def test_a_cell_is_nothing_that_a_spreadsheet_executes(text: object, cell: str) -> None:
     assert safe_cell(text) == cell
+
+
+ODD_VALUES: list[tuple[bytes | None, bytes]] = [
+    (b"text", 'ein Fuchs, "rot"\r\n=1+1 \u2028\u0085\ufeff\x00 \U0001f98a'.encode()),
+    (None, b""),
+    (b"\xff\x00", b"\xff" * 90_000),
+    (b"=cmd", "\uff1dcmd".encode()),
+]
+
+
+async def test_an_export_with_records_has_their_bytes(gateway: Gateway) -> None:
+    for offset, (key, value) in enumerate(ODD_VALUES):
+        headers = dead_letter(offset).to_headers([("a", b"1"), ("a", b"\xfe")])
+        gateway.dead_letters.add(record_at(offset, value, headers, key=key))
+    path = "/v1/dlq/export?records=true"
+    body = (await gateway.one.ask("GET", path, gateway.admin)).text
+    lines = [json.loads(line) for line in body.splitlines()]
+    assert len(lines) == len(ODD_VALUES), "no character of a value ends a line"
+    listed = (await page(gateway, "?order=asc"))["data"]
+    for line, (key, value), shown_before in zip(lines, ODD_VALUES, listed, strict=True):
+        original = line.pop("record")
+        assert line == shown_before
+        assert (bytes_of(original, "key"), bytes_of(original, "value")) == (key, value)
+        assert [(one["name"], bytes_of(one, "value")) for one in original["headers"]] == [("a", b"1"), ("a", b"\xfe")]
+    answer = (await gateway.one.ask("GET", f"{path}&format=csv", gateway.admin)).content.decode()
+    rows = list(csv.DictReader(io.StringIO(answer, newline="")))
+    assert [row["id"] for row in rows] == [line["id"] for line in lines]
+    assert [row["key"] for row in rows] == ["text", "", "", "'=cmd"]
+    assert rows[3]["value"] == "'\uff1dcmd"
+    assert "\\r\\n=1+1" in rows[0]["value"]
+    assert base64.b64decode(rows[2]["value_base64"]) == ODD_VALUES[2][1]
+    assert [one["name"] for one in json.loads(rows[0]["headers"])] == ["a", "a"]
+
+
+def bytes_of(original: dict[str, Any], name: str) -> bytes | None:
+    text, encoded = original[name], original[f"{name}_base64"]
+    assert text is None or encoded is None
+    return base64.b64decode(encoded) if encoded is not None else None if text is None else str(text).encode()
+
+
+async def test_a_record_that_kafka_has_deleted_is_exported_without_its_bytes(gateway: Gateway) -> None:
+    gateway.dead_letters.add(letter_at(0), letter_at(1))
+    gateway.dead_letters.expire("0/0")
+    body = (await gateway.one.ask("GET", "/v1/dlq/export?records=true", gateway.admin)).text
+    assert {line["id"]: line["record"] is None for line in map(json.loads, body.splitlines())} == {
+        "0/0": True,
+        "0/1": False,
+    }
+
+
+async def test_records_are_exported_to_readers_of_their_tenant_alone(gateway: Gateway) -> None:
+    gateway.dead_letters.add(letter_at(0))
+    submitter = await gateway.create("submit", "rate")
+    assert (await gateway.one.ask("GET", "/v1/dlq/export?records=true", submitter)).status_code == 403
+    other = await gateway.create("read", tenant="other")
+    assert (await gateway.one.ask("GET", "/v1/dlq/export?records=true", other)).text == ""
+
+
+async def away(entries: Sequence[DeadLetterEntry]) -> AsyncIterator[tuple[DeadLetterEntry, None]]:
+    for _ in entries:
+        raise KafkaConnectionError("away")
+    for entry in entries:
+        yield entry, None
+
+
+async def test_an_export_with_records_is_refused_while_kafka_does_not_answer(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.dead_letters.add(letter_at(0))
+
+    monkeypatch.setattr(gateway.dead_letters, "with_records", away)
+    answer = await gateway.one.ask("GET", "/v1/dlq/export?records=true", gateway.admin)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
 
 
 async def test_five_thousand_are_listed_page_by_page_filtered_and_exported(gateway: Gateway) -> None:

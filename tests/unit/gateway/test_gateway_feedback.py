@@ -241,7 +241,7 @@ async def test_the_winner_is_the_same_whichever_image_is_named_first(
     done(gateway, "one", steps=8)
     done(gateway, "two", steps=28)
     answer = await compare(gateway, a, b, preferred, aspects={"fidelity": preferred}, seconds=2.5, shown_first="a")
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == 201, answer.text
     shown_a = answer.json()
     assert (shown_a["a"], shown_a["preferred"]) == ({"request_id": "one", "index": 0}, "a")
     ((key, _, value),) = gateway.records.feedback
@@ -259,10 +259,17 @@ async def test_the_winner_is_the_same_whichever_image_is_named_first(
 async def test_a_second_comparison_takes_the_place_of_the_first_from_either_side(gateway: Gateway) -> None:
     done(gateway, "one", preset="draft")
     done(gateway, "two", preset="best")
-    for a, b, preferred in (("one", "two", "a"), ("two", "one", "tie"), ("two", "one", "a")):
-        await compare(gateway, a, b, preferred)
+    statuses = [
+        (await compare(gateway, a, b, preferred)).status_code
+        for a, b, preferred in (("one", "two", "a"), ("two", "one", "tie"), ("two", "one", "a"))
+    ]
+    assert statuses == [201, 200, 200]
     assert len({key for key, _, _ in gateway.records.feedback}) == 1
     await gateway.project_feedback()
+    # Another process knows it from the store; another rater's is a new one.
+    said = {"a": {"request_id": "one"}, "b": {"request_id": "two"}, "preferred": "b"}
+    assert (await gateway.two.ask("POST", COMPARISONS, gateway.admin, json=said)).status_code == 200
+    assert (await compare(gateway, "one", "two", "tie", rater="bob")).status_code == 201
     presets = {group["value"]: group for group in (await shown(gateway, SUMMARY)).json()["preset"]}
     assert (presets["best"]["wins"], presets["draft"]["losses"], presets["best"]["comparisons"]) == (1, 1, 1)
 
@@ -306,7 +313,7 @@ async def test_a_rater_is_given_each_pair_of_a_prompt_once(gateway: Gateway) -> 
         first.add(images[0])
         names = {side: {key: pair[side][key] for key in ("request_id", "index")} for side in "ab"}
         said = {**names, "preferred": "tie", "shown_first": "a", "rater": "ann"}
-        assert (await gateway.one.ask("POST", COMPARISONS, gateway.admin, json=said)).status_code == 200
+        assert (await gateway.one.ask("POST", COMPARISONS, gateway.admin, json=said)).status_code == 201
         if len(judged) == 2:
             # What the store has counts as what this process remembers.
             await gateway.project_feedback()

@@ -85,6 +85,22 @@ def test_a_lane_has_the_latest_state_of_a_pool_that_serves_it() -> None:
     assert found.state.pool == "old"
 
 
+def test_a_state_of_an_operator_whose_clock_is_ahead_grows_old_and_hides_no_later_one() -> None:
+    clock = [NOW.timestamp()]
+    states = PoolStates(LANES, wall_clock=lambda: clock[0])
+    ahead, right = state(pool="z-ahead"), state(pool="a-right")
+    states.take(ahead.key.encode(), ahead.to_json(), written_at=clock[0] + 86_400)
+    clock[0] += ahead.valid_seconds + 1
+    found = states.of_lane(LANES[0])
+    assert found is not None
+    assert (found.state.pool, found.is_current) == ("z-ahead", False)
+    states.take(ahead.key.encode(), ahead.to_json(), written_at=clock[0] + 86_400)
+    states.take(right.key.encode(), right.to_json(), written_at=clock[0])
+    found = states.of_lane(LANES[0])
+    assert found is not None
+    assert (found.state.pool, found.age_seconds) == ("a-right", 0.0)
+
+
 def test_pools_of_other_lanes_and_groups_are_not_kept() -> None:
     states = PoolStates(LANES, wall_clock=NOW.timestamp)
     for lanes in (

@@ -106,6 +106,8 @@ def test_the_reason_says_what_is_known() -> None:
         ({"draft": {}}, {}, "must set at least one of steps"),
         ({"draft": {"steps": 0}}, {}, "greater than or equal to 1"),
         ({"draft": {"seed": 1}}, {}, "Extra inputs"),
+        ({"draft": {"steps": 8, "model": "FLUX.1-dev"}}, {}, "model: a preset cannot choose it; a task names no model"),
+        ({"draft": {"topic": "other"}}, {}, "topic: .* give another model a pool with topics of its own"),
         ({"Draft": {"steps": 8}}, {}, "pattern"),
         ({"auto": {"steps": 8}}, {}, "auto is the name of the choice"),
         ({f"p{n}": {"steps": 8} for n in range(12)}, {}, "preset_exploration: 0.05 for each of 12 presets"),

@@ -107,6 +107,8 @@ def prepare_replay(
     `record` is the dead letter as it lies on `topic`, the dead-letter topic. Who has the keys of `trust` proves a
     tenant that was proven once more, for the id of now and with the key of now. Never raises for what is in the record.
     """
+    if entry.is_deleted:
+        return refuse_deleted_task(entry)
     if entry.dead_letter is None:
         return RefusedReplay(
             entry=entry,
@@ -200,6 +202,12 @@ def merge_patch(target: Any, patch: Any) -> Any:
         else:
             merged[name] = merge_patch(merged.get(name), value)
     return merged
+
+
+def refuse_deleted_task(entry: DeadLetterEntry) -> RefusedReplay:
+    """The refusal of a replay whose task its client has deleted."""
+    problem = FieldProblem(REQUEST_ID_FIELD, f"{entry.request_id} was deleted; submit it as a new task")
+    return RefusedReplay(entry=entry, problems=(problem,))
 
 
 def refuse_missing_topic(prepared: PreparedReplay) -> RefusedReplay:

@@ -17,7 +17,14 @@ from pydantic import ValidationError
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.header_names import EPOCH
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_contract.messages import MAX_NUMBER_DIGITS, DeadLetter, RawHeaders, Resolution, is_resolution
+from fluxpool_contract.messages import (
+    MAX_NUMBER_DIGITS,
+    DeadLetter,
+    RawHeaders,
+    Resolution,
+    ResolutionAction,
+    is_resolution,
+)
 from fluxpool_contract.problems import explain
 from fluxpool_transport.kafka.metadata import TopicError
 from fluxpool_transport.kafka.topic_scan import Progress, ScanRange, find_ranges, scan
@@ -88,6 +95,11 @@ class DeadLetterEntry:
         return self.resolution is None
 
     @property
+    def is_deleted(self) -> bool:
+        """Whether its task was deleted."""
+        return self.resolution is not None and self.resolution.action == ResolutionAction.DELETED
+
+    @property
     def failed_at(self) -> datetime:
         """When the task failed and was dead-lettered."""
         return self.dead_letter.failed_at if self.dead_letter is not None else self.stored_at
@@ -117,10 +129,14 @@ class DeadLetterFilter:
     include_resolved: bool = False
 
     def matches(self, entry: DeadLetterEntry) -> bool:
-        """Whether the filter selects an entry; a filter by a field that a foreign record lacks does not."""
+        """Whether the filter selects an entry; a filter by a field that a foreign record lacks does not.
+
+        No filter selects one whose task was deleted.
+        """
         dead_letter = entry.dead_letter
         return (
-            (self.include_resolved or entry.is_open)
+            not entry.is_deleted
+            and (self.include_resolved or entry.is_open)
             and (not self.refs or not {entry.ref, *entry.copies}.isdisjoint(self.refs))
             and (not self.request_ids or entry.request_id in self.request_ids)
             and (not self.error_classes or entry.error_class in self.error_classes)
@@ -172,17 +188,32 @@ async def read_dead_letters(
             for record in records:
                 if is_resolution(record.headers):
                     if (resolution := parse_resolution(record)) is not None:
-                        resolutions[RecordRef(resolution.partition, resolution.offset)] = resolution
+                        _note(resolutions, resolution)
                     continue
                 entry = entry_of(record)
                 first = entries.setdefault(entry.failure, entry)
                 if first is not entry:
                     entries[entry.failure] = replace(first, copies=(*first.copies, entry.ref))
     found = [
-        replace(entry, resolution=next(filter(None, map(resolutions.get, (entry.ref, *entry.copies))), None))
+        replace(entry, resolution=resolution_among(map(resolutions.get, (entry.ref, *entry.copies))))
         for entry in entries.values()
     ]
     return tuple(sorted(found, key=lambda entry: entry.ref))
+
+
+def _note(resolutions: dict[RecordRef, Resolution], resolution: Resolution) -> None:
+    """The last one of a dead letter counts, but a deletion is final."""
+    ref = RecordRef(resolution.partition, resolution.offset)
+    known = resolutions.get(ref)
+    if known is None or known.action != ResolutionAction.DELETED:
+        resolutions[ref] = resolution
+
+
+def resolution_among(found: Iterable[Resolution | None]) -> Resolution | None:
+    """What counts of the resolutions of records about one failure: a deletion, else the first."""
+    given = [resolution for resolution in found if resolution is not None]
+    deletions = (resolution for resolution in given if resolution.action == ResolutionAction.DELETED)
+    return next(deletions, given[0] if given else None)
 
 
 async def ranges_of(connection: KafkaConnection, topic: str, *, since: datetime | None = None) -> tuple[ScanRange, ...]:
@@ -218,6 +249,19 @@ async def read_records(
                 entry = wanted.get(RecordRef(record.partition, record.offset))
                 if entry is not None:
                     yield entry, record
+
+
+async def read_each(
+    connection: KafkaConnection, topic: str, entries: Sequence[DeadLetterEntry]
+) -> AsyncGenerator[tuple[DeadLetterEntry, ConsumerRecord | None], None]:
+    """The same with every entry: those that are expired come last, without a record."""
+    missing = {entry.ref: entry for entry in entries}
+    async with aclosing(read_records(connection, topic, entries)) as found:
+        async for entry, record in found:
+            del missing[entry.ref]
+            yield entry, record
+    for entry in missing.values():
+        yield entry, None
 
 
 def parse_resolution(record: ConsumerRecord) -> Resolution | None:

@@ -41,6 +41,7 @@ class ExportedFilters(Filters):
     """Filters, and the form of the file."""
 
     format: Literal["jsonl", "csv"] = "jsonl"
+    records: bool = False
 
 
 @router.get("/dead-letters", **requires(KeyScope.READ))
@@ -73,7 +74,8 @@ async def get_export(
     filters: Annotated[ExportedFilters, Query()], services: WithServices, caller: WithCaller
 ) -> Response:
     """All that pass the filters, as a file."""
-    query = wanted(ExportQuery, {**filters.values(), "state": filters.states, "format": filters.format})
+    form = {"format": filters.format, "records": filters.records}
+    query = wanted(ExportQuery, {**filters.values(), "state": filters.states, **form})
     return await export_dead_letters(query, services, caller)
 
 

@@ -206,13 +206,24 @@ class Sender:
         try:
             async with (
                 httpcore.AsyncHTTPConnection(target.origin, ssl_context=self._tls, network_backend=network) as line,
-                line.stream("POST", target, headers=_header_list(target, headers), content=body) as response,
+                line.stream(
+                    "POST",
+                    target,
+                    headers=_header_list(target, headers),
+                    content=body,
+                    extensions=_tls_name(target.host.decode("ascii")),
+                ) as response,
             ):
                 answer = await _beginning(response)
                 named = {name.lower(): value for name, value in response.headers}
                 return _outcome(response.status, answer, named.get(b"retry-after"))
         finally:
             await network.close()
+
+
+def _tls_name(host: str) -> dict[str, str]:
+    """A name that ends in a dot is the same without, and certificates have that (RFC 6066 section 3)."""
+    return {"sni_hostname": host.removesuffix(".")} if host.endswith(".") else {}
 
 
 def _header_list(target: httpcore.URL, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
@@ -264,8 +275,9 @@ def _text(answer: bytes) -> str:
 def _milliseconds(retry_after: bytes) -> int | None:
     """The delay that a `Retry-After` asks for, in seconds or as a date (RFC 9110 section 10.2.3)."""
     text = retry_after.decode("ascii", errors="replace").strip()
-    if text.isdecimal() and len(text) < 10:
-        return min(1000 * int(text), MAX_RETRY_AFTER_MS)
+    if text.isascii() and text.isdigit():
+        # The first digits: more than these ask for a century, and Python reads no number of thousands of them.
+        return min(1000 * int(text[:10]), MAX_RETRY_AFTER_MS)
     try:
         at = email.utils.parsedate_to_datetime(text)
         delay_ms = round(1000 * (at.timestamp() - time.time()))
