@@ -2,17 +2,12 @@
 
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address
-from typing import Annotated, Final
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fluxpool_contract.text_rules import MAX_URL_CHARACTERS
-
-
-_MAX_HOST: Final = 253
-_MAX_LABEL: Final = 63
-"""RFC 1035 section 2.3.4."""
 
 
 class TaskEvent(StrEnum):
@@ -48,8 +43,6 @@ def _check_host(host: str, *, in_brackets: bool) -> None:
             raise ValueError("has no IPv6 address in its brackets")
     elif not all(character.isalnum() or character in "-._" for character in host):
         raise ValueError("has a host with characters that no host has")
-    elif len(host) > _MAX_HOST or not all(0 < len(label) <= _MAX_LABEL for label in host.removesuffix(".").split(".")):
-        raise ValueError(f"has a host that no name can be: parts of 1 to {_MAX_LABEL} characters, {_MAX_HOST} in all")
 
 
 WebhookUrl = Annotated[str, Field(max_length=MAX_URL_CHARACTERS), AfterValidator(_check_url)]
