@@ -2,21 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import pytest
 import structlog
+from aiokafka import AIOKafkaConsumer
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages import PoolLane, PoolState
-from fluxpool_gateway.queue.lanes import served_lanes
+from fluxpool_gateway.queue.lanes import ServedLane, served_lanes
 from fluxpool_gateway.queue.pool_state_reader import PoolStateReader
 from fluxpool_gateway.queue.pool_states import PoolStates
 from fluxpool_operator.backlog import BacklogHub, LaneTarget
 from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicMetadata
-from kit.kafka import TopicReader, create_topics, unique_name
+from kit.kafka import TopicReader, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -117,24 +120,51 @@ async def test_a_missing_topic_of_one_pool_does_not_keep_back_the_others(bootstr
             await wait_until(both, deadline_seconds=DEADLINE_SECONDS, what="one record written, and one given up")
 
 
+def state_of(lane: ServedLane, desired: int) -> PoolState:
+    return PoolState(
+        namespace="images",
+        pool="standard",
+        lanes=(PoolLane(name="standard", topic=lane.topic, consumer_group=lane.group),),
+        desired_replicas=desired,
+        ready_replicas=0,
+        min_replicas=0,
+        max_replicas=6,
+        constraint="lag",
+        reason="The lag is 5.",
+        decided_at=datetime.now(UTC),
+    )
+
+
+async def test_a_state_that_is_written_while_a_gateway_starts_to_read_is_read(
+    bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, kafka = unique_name("pools"), connection(bootstrap_servers)
+    await create_topics(bootstrap_servers, {topic: 1})
+    lanes = served_lanes(unique_name("group"), (), TopicNames())
+    states = PoolStates(lanes, wall_clock=time.time)
+    asked = AIOKafkaConsumer.offsets_for_times
+
+    async def then_written(consumer: AIOKafkaConsumer, times: Mapping[Any, int]) -> Any:
+        found = await asked(consumer, times)
+        told = state_of(lanes[0], 3)
+        await produce(bootstrap_servers, topic, [(told.key.encode(), told.to_json())])
+        return found
+
+    monkeypatch.setattr(AIOKafkaConsumer, "offsets_for_times", then_written)
+    reader = PoolStateReader(kafka, topic, metadata=KafkaMetadata(kafka, client_id="test"), states=states)
+    running = asyncio.create_task(reader.run())
+    try:
+        await wait_until(lambda: states.of_lane(lanes[0]), deadline_seconds=DEADLINE_SECONDS, what="the state")
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
 async def test_a_gateway_reads_what_an_operator_writes_before_and_after_it_starts(bootstrap_servers: str) -> None:
     topic, kafka = unique_name("pools"), connection(bootstrap_servers)
     lanes = served_lanes(unique_name("group"), (), TopicNames())
     states = PoolStates(lanes, wall_clock=time.time)
-
-    def state(desired: int) -> PoolState:
-        return PoolState(
-            namespace="images",
-            pool="standard",
-            lanes=(PoolLane(name="standard", topic=lanes[0].topic, consumer_group=lanes[0].group),),
-            desired_replicas=desired,
-            ready_replicas=0,
-            min_replicas=0,
-            max_replicas=6,
-            constraint="lag",
-            reason="The lag is 5.",
-            decided_at=datetime.now(UTC),
-        )
+    state = partial(state_of, lanes[0])
 
     def desired() -> int | None:
         found = states.of_lane(lanes[0])

@@ -77,13 +77,12 @@ class PoolStateReader:
         try:
             await consumer.start()
             since_ms = int((time.time() - BACK_SECONDS) * 1000)
+            # Before the next question: what is written between the two answers is neither older nor behind the end.
+            ends = await consumer.end_offsets(consumer.assignment())
             starts = await consumer.offsets_for_times(dict.fromkeys(consumer.assignment(), since_ms))
             for partition, start in starts.items():
-                if start is None:
-                    # Every record is older.
-                    await consumer.seek_to_end(partition)
-                else:
-                    consumer.seek(partition, start.offset)
+                # None: every record is older.
+                consumer.seek(partition, ends[partition] if start is None else start.offset)
             self._note(None)
             backoff.reset()
             while True:
