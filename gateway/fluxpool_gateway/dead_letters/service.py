@@ -74,10 +74,10 @@ class DeadLetters:
         Within a part they have the order of the topic.
         """
         async for part in self.pages(wanted):
-            stored = {letter.entry.ref: letter for letter in part}
-            async with aclosing(self.topic.with_records([letter.entry for letter in part])) as found:
+            by_ref = {stored.entry.ref: stored for stored in part}
+            async with aclosing(self.topic.with_records([stored.entry for stored in part])) as found:
                 async for entry, record in found:
-                    yield stored[entry.ref], None if record is None else original_of(record)
+                    yield by_ref[entry.ref], None if record is None else original_of(record)
 
     async def oldest(self, wanted: DeadLetterQuery, *, limit: int) -> Sequence[StoredDeadLetter]:
         """At most so many that match, the oldest failure first."""
@@ -91,7 +91,7 @@ class DeadLetters:
     async def of_task(self, request_id: str, *, tenant: str) -> Sequence[StoredDeadLetter]:
         """All that a task has left."""
         wanted = DeadLetterQuery(tenant=tenant, fields={"request_id": frozenset({request_id})})
-        return [letter async for part in self.pages(wanted) for letter in part]
+        return [stored async for part in self.pages(wanted) for stored in part]
 
     async def summary(self, wanted: DeadLetterQuery, *, by: Sequence[Dimension], limit: int) -> Sequence[Cause]:
         """What they are, by some of their properties."""

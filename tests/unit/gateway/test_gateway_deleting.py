@@ -221,8 +221,10 @@ async def lists(bench: Bench, key: str) -> list[int]:
 
 
 async def fail_with_a_dead_letter(bench: Bench, request_id: str) -> None:
-    letter = letter_at(0, request_id=request_id, message="width: of a secret fox", original=bench.of_acme(request_id))
-    bench.gateway.dead_letters.add(letter)
+    proven = bench.of_acme(request_id)
+    bench.gateway.dead_letters.add(
+        letter_at(0, request_id=request_id, message="width: of a secret fox", original=proven)
+    )
     failed = replace(succeeded(request_id, "acme"), status=TaskStatus.FAILED)
     bench.gateway.project(accepted(request_id), failed)
 

@@ -37,7 +37,7 @@ CSV_COLUMNS: Final = (
 )
 RECORD_COLUMNS: Final = ("key", "key_base64", "headers", "value", "value_base64")
 """Of the original record, where they are asked for; the headers are JSON."""
-_OF_LETTER: Final = (
+_OF_FAILURE: Final = (
     "error_code", "disposition", "message", "origin_topic", "pool", "model", "worker", "attempts", "crashes",
 )  # fmt: skip
 _FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -71,7 +71,7 @@ def csv_columns(*, with_records: bool) -> Sequence[str]:
 
 def csv_row(entry: DeadLetterEntry, *, state: str, tenant: str | None) -> Sequence[object]:
     """What `CSV_COLUMNS` have of a dead letter."""
-    letter, resolution = entry.dead_letter, entry.resolution
+    dead_letter, resolution = entry.dead_letter, entry.resolution
     return (
         entry.ref,
         state,
@@ -79,7 +79,7 @@ def csv_row(entry: DeadLetterEntry, *, state: str, tenant: str | None) -> Sequen
         entry.request_id,
         format_time(entry.failed_at),
         entry.error_class,
-        *(None if letter is None else getattr(letter, name) for name in _OF_LETTER),
+        *(None if dead_letter is None else getattr(dead_letter, name) for name in _OF_FAILURE),
         entry.epoch,
         entry.value_bytes,
         entry.problem,
