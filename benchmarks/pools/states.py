@@ -8,6 +8,8 @@ desired workers of the pool that serves the gateway's lanes: it is seen once `GE
 
 import argparse
 import asyncio
+import json
+import logging
 import statistics
 import sys
 import tempfile
@@ -21,7 +23,6 @@ from typing import Final
 import httpx
 import psutil
 from aiokafka import AIOKafkaProducer
-from report import Cell, print_report, quiet_logs
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.messages import PoolLane, PoolState
@@ -38,7 +39,7 @@ SERVING: Final = "serving"
 async def main() -> int:
     """Measure both; returns the exit status, 1 when a submission was refused."""
     options = _options()
-    quiet_logs("aiokafka")
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="fluxpool-pool-states-") as name:
         folder = Path(name)
         async with KafkaCluster(folder / "kafka", libs=provide_kafka_libs()) as kafka:
@@ -48,15 +49,12 @@ async def main() -> int:
             settings = gateway_settings(servers, folder / "gateway", topics, processes=options.processes)
             with running_gateway(settings) as gateway:
                 gateway.wait_ready()
-                rows = [await _measure(gateway, options, pools=pools) for pools in (1, options.pools)]
-    alone, among = rows
-    ratios: dict[str, Cell] = {
-        "plan_seen_ms": among["plan_seen_ms"],
-        "cpu_of_pools_ms_per_s": round(float(among["cpu_ms_per_s"] or 0) - float(alone["cpu_ms_per_s"] or 0), 2),
-        "memory_of_pools_mib": round(float(among["memory_mib"] or 0) - float(alone["memory_mib"] or 0), 1),
-    }
-    print_report(ratios=ratios, rows=rows, as_json=options.json)
-    return int(any(row["refused"] for row in rows))
+                refused = 0.0
+                for pools in (1, options.pools):
+                    row = await _measure(gateway, options, pools=pools)
+                    print(json.dumps(row), flush=True)
+                    refused += row["refused"]
+    return int(refused > 0)
 
 
 def _options() -> argparse.Namespace:
@@ -66,11 +64,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     parser.add_argument("--plans", type=int, default=20, help="that are looked for in each")
     parser.add_argument("--processes", type=int, default=1, help="of the gateway's server")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args()
 
 
-async def _measure(gateway: GatewayProcess, options: argparse.Namespace, *, pools: int) -> dict[str, Cell]:
+async def _measure(gateway: GatewayProcess, options: argparse.Namespace, *, pools: int) -> dict[str, float]:
     topic = gateway.settings.topics.pools
     async with (
         _producer(gateway) as producer,
