@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import csv
-import io
 import itertools
 import json
 import time
@@ -23,7 +21,7 @@ from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLette
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_gateway.dead_letters.views import ExportedDeadLetterView
-from fluxpool_transport.dlq.prepare import RefusedReplay, ReplayChoices
+from fluxpool_transport.dlq.prepare import ReplayChoices
 from fluxpool_transport.dlq.reading import DeadLetterFilter, read_dead_letters
 from fluxpool_transport.dlq.replay import DeadLetterReplayer
 from kit.command import Ended, fluxpool, fluxpool_on_terminal
@@ -434,9 +432,6 @@ async def test_a_discarded_dead_letter_stays_on_the_topic_and_is_never_replayed(
     assert [item["record"] for item in replayed.document["sent"]] == [good]
 
 
-# Deleted tasks
-
-
 async def test_no_command_has_the_dead_letter_of_a_deleted_task(bench: DeadLetterBench) -> None:
     gone = await bench.put(task("gone"), request_id="gone", partition=1)
     await bench.put(task("kept"), request_id="kept")
@@ -454,10 +449,6 @@ async def test_no_command_has_the_dead_letter_of_a_deleted_task(bench: DeadLette
     assert [ended.code for ended in found] == [0, 0, 1]
     assert found[0].output.split() == ["0/0"]
     assert found[1].document["sent"] == []
-    (still,) = [entry for entry in await read_dead_letters(bench.connection, bench.dead_letters) if entry.is_deleted]
-    async with DeadLetterReplayer(bench.connection, bench.dead_letters) as replayer:
-        outcomes = [outcome async for outcome in replayer.replay([still], ReplayChoices(), per_second=1e9)]
-    assert [isinstance(outcome, RefusedReplay) for outcome in outcomes] == [True]
     assert await bench.sent() == []
 
 
@@ -480,10 +471,8 @@ async def test_an_export_from_kafka_has_every_byte_and_the_fields_of_a_gateway(b
     ]
     assert exported.keys() == ExportedDeadLetterView.model_fields.keys()
     assert exported["dead_letter"]["error_code"] == "generation-failed"
-    other = bench.folder / "dead.csv"
-    assert (await bench.run("export", str(other), "--records", "--code", "undecodable")).code == 0
-    (row,) = csv.DictReader(io.StringIO(other.read_bytes().decode(), newline=""))
-    assert (row["id"], row["value"], row["value_base64"]) == ("0/0", "", "AP8=")
+    assert (await bench.run("export", "dead.csv", "--records", "--code", "undecodable")).code == 0
+    assert (bench.folder / "dead.csv").read_text().splitlines()[1].endswith(",,,[],,AP8=")
 
 
 # Exit codes

@@ -10,6 +10,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
 from fluxpool_contract.messages.headers import parse_envelope
+from fluxpool_contract.messages.resolution import Resolution, ResolutionAction
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_contract.tenants import TenantKeys, TenantTrust, prove_tenant
 from fluxpool_transport.dlq.prepare import (
@@ -92,6 +93,16 @@ def refusal(item: ConsumerRecord, **choices: Any) -> str:
     found = prepare(item, **choices)
     assert isinstance(found, RefusedReplay)
     return "; ".join(map(str, found.problems))
+
+
+def test_the_task_of_a_dead_letter_that_was_deleted_is_refused_whatever_is_changed() -> None:
+    item = record()
+    told = Resolution(partition=0, offset=7, action=ResolutionAction.DELETED, at=NOW)
+    entry = replace(entry_of(item), resolution=told)
+    choices = ReplayChoices(patch={"request_id": "r-2"}, ignore_max_replays=True)
+    found = prepare_replay(entry, item, choices, topic="dlq", now=NOW)
+    assert isinstance(found, RefusedReplay)
+    assert str(found.problems[0]) == "request_id: r-1 was deleted; submit it as a new task"
 
 
 def test_a_replay_is_the_same_record_whenever_it_is_prepared() -> None:
