@@ -7,7 +7,7 @@ from typing import Any, Final
 from fluxpool_cli.main import PLUGIN, command_line
 from reference_tables import one_line, table
 
-_OF_PLUGIN: Final = "pools"
+_OF_PLUGIN: Final = ("pools", "workers")
 _COMMON: Final = frozenset({"url", "profile", "output", "as_json"})
 """Options that the page explains once; a command that has another one of the name shows it."""
 
@@ -22,8 +22,8 @@ def command_sections() -> str:
         if parameter.name in _COMMON
     )
     sections = [_section(words, command, common) for words, command in _leaves("fluxpool", commands)]
-    plugin = command_line([_OF_PLUGIN], program=PLUGIN).commands[_OF_PLUGIN]
-    return "\n".join([*sections, _section(f"{PLUGIN} {_OF_PLUGIN}", plugin, common)])
+    plugin = command_line(_OF_PLUGIN, program=PLUGIN).commands
+    return "\n".join([*sections, *(_section(f"{PLUGIN} {name}", plugin[name], common) for name in _OF_PLUGIN)])
 
 
 def _leaves(words: str, group: Any) -> Iterator[tuple[str, Any]]:

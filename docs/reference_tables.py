@@ -4,7 +4,6 @@ Knows Markdown as far as a table needs it, and nothing of the pages; `generate.p
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,9 +11,8 @@ from aiokafka import AIOKafkaProducer
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from fluxpool_gateway.http.app import build_application
 from fluxpool_gateway.http.problem import ProblemCode
-from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_gateway.openapi import openapi_document
 from fluxpool_operator.crd import custom_resource_definition, open_api_schema
 from fluxpool_operator.metrics import OperatorMetrics
 from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits
@@ -141,15 +139,7 @@ def _columns_table() -> str:
 
 def routes_table() -> str:
     """Every route of the OpenAPI document with the scopes it needs."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = GatewaySettings.from_environment(
-            {
-                "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9092",
-                "FLUXPOOL_STORAGE_URL": f"file://{folder}/",
-                "FLUXPOOL_DATABASE_FILE": f"{folder}/gateway.db",
-            }
-        )
-        paths = build_application(settings, on_failure=lambda: None).openapi()["paths"]
+    paths = openapi_document()["paths"]
     rows = [
         (f"`{method.upper()} {path}`", _scopes(operation), one_line(operation["summary"]))
         for path, operations in sorted(paths.items())

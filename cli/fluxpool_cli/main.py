@@ -62,6 +62,7 @@ COMMANDS: Final = {
         "service.commands:pools",
         "Show workers of pools, and the plan with its reason.",
     ),
+    "workers": ("workers.commands:workers", "Show who works on what."),
     "models": (
         "service.commands:models",
         "List models with licences, defaults and limits.",
@@ -90,6 +91,17 @@ COMMANDS: Final = {
     ),
     "profile": ("profiles.commands:app", "Gateways with their API keys, by name."),
     "doctor": ("doctor.commands:doctor", "Check Kafka, storage, model, gateway and cluster."),
+    "topics": (
+        "topics.commands:app",
+        "Create the topics, or compare them with what is needed.",
+    ),
+    "store": (
+        "store.commands:app",
+        "Migrate a gateway's databases, rebuild its task store.",
+    ),
+    "serve": ("serve:serve", "Run one program of the product until SIGTERM."),
+    "bench": ("bench.commands:bench", "Measure how fast a gateway accepts tasks."),
+    "schema": ("schema.commands:app", "What messages, routes and pools look like."),
     "completion": ("completion:completion", "Print the completion script of a shell."),
     "model": ("model:app", "Model folders for workers."),
     "dlq": ("dlq.commands:app", "List dead letters, replay their tasks, discard them."),
@@ -102,8 +114,11 @@ PLUGIN: Final = "kubectl fluxpool"
 COMPLETE_VARIABLE: Final = "_FLUXPOOL_COMPLETE"
 ONE_LINE: Final = "10000"
 """As `COLUMNS` while a shell completes words: each line is a completion, and typer would wrap the help of an option."""
-_OF_PLUGIN: Final = {"pools": ("cluster.commands:pools", COMMANDS["pools"][1])}
-"""What is another command as a plugin of kubectl: it asks the cluster, with the options of kubectl."""
+_OF_PLUGIN: Final = {
+    "pools": ("cluster.commands:pools", COMMANDS["pools"][1]),
+    "workers": ("cluster.workers:workers", COMMANDS["workers"][1]),
+}
+"""What are other commands as a plugin of kubectl: they ask the cluster, with the options of kubectl."""
 
 
 def command_line(names: Collection[str] = COMMANDS.keys(), *, program: str = PROGRAM) -> Any:

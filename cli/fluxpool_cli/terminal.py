@@ -112,8 +112,10 @@ def _encodable(text: str) -> str:
 def _row_lines(head: str, last: str, *, start: int, width: int | None) -> list[str]:
     if width is None or start + cell_len(last) <= width:
         return [(head + last).rstrip(" ")]
-    if width - start >= _NARROWEST_LAST_COLUMN:
-        first, *others = _wrapped(last, width - start)
+    room, longest = width - start, max(map(cell_len, last.split(" ")))
+    # A word that is too long for the column, such as an id, gets a line of its own where that is long enough.
+    if room >= _NARROWEST_LAST_COLUMN and (longest <= room or longest > width - len(_GAP)):
+        first, *others = _wrapped(last, room)
         return [(head + first).rstrip(" "), *(" " * start + line for line in others)]
     return [*([head.rstrip(" ")] if head else []), *(f"{_GAP}{line}" for line in _wrapped(last, width - len(_GAP)))]
 

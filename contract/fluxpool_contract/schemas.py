@@ -37,14 +37,23 @@ MESSAGES: Final[dict[str, type[BaseModel]]] = {
 }
 
 
-def render_schemas() -> dict[str, str]:
-    """File name to text: a schema (JSON Schema 2020-12) for each message, and the AsyncAPI document."""
+def message_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of one of `MESSAGES`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **MESSAGES[name].model_json_schema()}
+
+
+def asyncapi_document() -> dict[str, Any]:
+    """The AsyncAPI document, with the default names of topics and groups."""
     topics = TopicNames()
-    rendered = {ASYNCAPI_FILE: _text(render_asyncapi(topics, serving_groups(DEFAULT_CONSUMER_GROUP, (), topics)))}
-    for name, model in MESSAGES.items():
-        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
-        rendered[f"{name}.schema.json"] = _text(schema)
-    return rendered
+    return render_asyncapi(topics, serving_groups(DEFAULT_CONSUMER_GROUP, (), topics))
+
+
+def render_schemas() -> dict[str, str]:
+    """File name to text: a schema for each message, and the AsyncAPI document."""
+    return {
+        ASYNCAPI_FILE: _text(asyncapi_document()),
+        **{f"{name}.schema.json": _text(message_schema(name)) for name in MESSAGES},
+    }
 
 
 def _text(document: dict[str, Any]) -> str:

@@ -21,6 +21,15 @@ from fluxpool_transport.storage import ObjectStore, open_object_store
 from fluxpool_transport.tenant_secret import tenant_keys_of
 
 
+class DatabaseProblemError(Exception):
+    """A database cannot be migrated or emptied; the message names the setting and says what to do."""
+
+    def __init__(self, message: str, *, is_away: bool = False) -> None:
+        super().__init__(message)
+        self.is_away = is_away
+        """Whether its server does not answer or does not admit the gateway, so that the same may succeed later."""
+
+
 def open_task_reader(settings: GatewaySettings) -> TaskStoreReader:
     """The task store, for the servers."""
     if settings.database_url is None:

@@ -1,6 +1,5 @@
 """`fluxpool cancel`, `retry`, `delete`, `star` and `unstar`: change tasks, one by one, and tell what became of each."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -8,11 +7,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from fluxpool_cli.confirming import YesOption, confirm
 from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions, reason_of
 from fluxpool_cli.options import with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
-from fluxpool_cli.tasks.options import IdsArgument, TimeOptions, YesOption, checked_ids
+from fluxpool_cli.tasks.options import IdsArgument, TimeOptions, checked_ids
 from fluxpool_client import (
     BadRequestError,
     CanceledTask,
@@ -179,16 +179,6 @@ def _star(ids: Sequence[str], gateway: GatewayOptions, output: OutputOptions, *,
 
         outcomes = _each(checked_ids(ids), change)
     _write(words, outcomes, output, single=True)
-
-
-def confirm(what: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone; raises `CommandError` (2) without a terminal to ask on."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise CommandError(ExitCode.USAGE, f"would {what}; add --yes to do it")
-    if not typer.confirm(f"{what}?", err=True):
-        raise CommandError(ExitCode.USAGE, "nothing was changed")
 
 
 def _each(ids: Sequence[str], change: Callable[[str], Outcome]) -> list[Outcome]:

@@ -13,7 +13,6 @@ from fluxpool_contract.messages import check_group_id, check_request_id
 
 IdsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the tasks.", show_default=False)]
 GroupOption = Annotated[str | None, typer.Option(help="Only tasks of this group.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from fluxpool_contract.kafka.topics import (
     explain_create_time,
     topic_specs,
 )
+from fluxpool_contract.kafka.worker_clients import worker_client_id, worker_of_client
 
 __all__ = [
     "LOG_APPEND_TIME",
@@ -64,4 +65,6 @@ __all__ = [
     "retry_offset_text",
     "strays_group",
     "topic_specs",
+    "worker_client_id",
+    "worker_of_client",
 ]

@@ -22,7 +22,9 @@ from fluxpool_contract.problems import FieldProblem, explain
 from fluxpool_contract.text_rules import check_name
 
 ENVIRONMENT_PREFIX = "FLUXPOOL"
-NOT_SETTINGS = frozenset({"FLUXPOOL_API_KEY", "FLUXPOOL_FAULT", "FLUXPOOL_KAFKA_LIBS", "FLUXPOOL_URL"})
+NOT_SETTINGS = frozenset(
+    {"FLUXPOOL_API_KEY", "FLUXPOOL_FAULT", "FLUXPOOL_KAFKA_LIBS", "FLUXPOOL_PROFILE", "FLUXPOOL_URL"}
+)
 """Variables of the command line and of tests, which any environment may hold."""
 
 _SERVICE_LINK = re.compile(r"\w+(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")

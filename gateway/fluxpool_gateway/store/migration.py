@@ -6,6 +6,7 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import Engine, text
 
@@ -14,6 +15,8 @@ from fluxpool_gateway.store.database_faults import DamagedStoreError
 from fluxpool_gateway.store.postgres.connection import Lock, take_lock
 
 TASK_MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
+
+TASK_VERSION_TABLE: Final = "alembic_version"
 
 _REVISION: Final = re.compile(r"[0-9]{4}")
 
@@ -39,7 +42,7 @@ def migrate(engine: Engine, database: Path | str, *, setting: str = "database_fi
         raise DamagedStoreError(f"no release wrote this schema: {error}") from error
 
 
-def upgrade(engine: Engine, scripts: Path, *, version_table: str = "alembic_version") -> None:
+def upgrade(engine: Engine, scripts: Path, *, version_table: str = TASK_VERSION_TABLE) -> None:
     """Run the migrations in a folder, all or none; raises Alembic's `CommandError` for a schema of another release.
 
     Tables with different migrations in one database have a `version_table` each.
@@ -53,3 +56,10 @@ def upgrade(engine: Engine, scripts: Path, *, version_table: str = "alembic_vers
         configuration.attributes["connection"] = connection
         configuration.attributes["version_table"] = version_table
         command.upgrade(configuration, "head")
+
+
+def revision_of(engine: Engine, *, version_table: str = TASK_VERSION_TABLE) -> str | None:
+    """The last migration that was run; None before the first one. Raises SQLAlchemy's `DBAPIError`."""
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": version_table})
+        return context.get_current_revision()

@@ -1,4 +1,4 @@
-"""`fluxpool doctor` with parts that are absent, broken or hang; `kubectl fluxpool pools` by a stand-in of kubectl."""
+"""`fluxpool doctor` with parts that are absent, broken or hang; the plugin of kubectl by a stand-in of kubectl."""
 
 import json
 import os
@@ -133,6 +133,55 @@ def test_the_plugin_of_kubectl_shows_pools_and_why(capsys: pytest.CaptureFixture
     assert "video/flux: Ready=False" in out
     assert run(["--help"], program=PLUGIN) == ExitCode.OK
     assert "Usage: kubectl fluxpool" in capsys.readouterr().out
+
+
+POD: dict[str, Any] = {
+    "metadata": {
+        "namespace": "images",
+        "name": "flux-worker-6d9c7b5d8f-x2v5p",
+        "uid": "1",
+        "creationTimestamp": "2026-04-05T10:00:00Z",
+        "labels": {"fluxpool.dev/pool": "flux"},
+    },
+    "spec": {"nodeName": "gpu-1"},
+    "status": {
+        "phase": "Running",
+        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-04-05T10:01:00Z"}],
+        "containerStatuses": [{"restartCount": 2}],
+    },
+}
+PENDING = {
+    "metadata": POD["metadata"] | {"name": "flux-worker-6d9c7b5d8f-zzzzz", "uid": "2"},
+    "status": {
+        "phase": "Pending",
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU is free\x1b[2J"}
+        ],
+    },
+}
+
+
+def test_the_plugin_of_kubectl_shows_workers_and_why_they_do_not_work(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    told = kubectl(folder, answering(pods={"items": [PENDING, POD]}))
+    assert run(["workers", "flux", "-n", "images"], program=PLUGIN) == ExitCode.OK
+    asked = told.read_text()
+    assert "get pods --selector=app.kubernetes.io/name=fluxpool-worker,fluxpool.dev/pool=flux" in asked
+    assert "--namespace=images" in asked
+    head, ready, pending, why = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAMESPACE", "POOL", "WORKER", "STAGE", "SINCE", "RESTARTS", "NODE"]
+    assert ready.split()[:4] == ["images", "flux", "flux-worker-6d9c7b5d8f-x2v5p", "Ready"]
+    assert ready.split()[5:] == ["2", "gpu-1"]
+    assert "Unschedulable" in pending
+    assert why == "flux-worker-6d9c7b5d8f-zzzzz: no GPU is free\\x1b[2J"
+    assert run(["workers", "-A", "--json"], program=PLUGIN) == ExitCode.OK
+    found = json.loads(capsys.readouterr().out)["workers"]
+    assert [(item["stage"], item["restarts"], item["why"]) for item in found] == [
+        ("Ready", 2, None),
+        ("Unschedulable", 0, "no GPU is free\x1b[2J"),
+    ]
+    assert "--selector=app.kubernetes.io/name=fluxpool-worker,fluxpool.dev/pool " in told.read_text()
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,16 @@ ELSEWHERE: Final = {
     "watch": "tests/kafka/test_cli_kafka_output.py",
     "trace": "tests/kafka/test_cli_kafka_output.py",
     "local demo": "tests/kafka/test_local_mode.py",
+    "workers": "tests/kafka/test_workers_command.py",
+    "topics init": "tests/kafka/test_topics_command.py",
+    "topics check": "tests/kafka/test_topics_command.py",
+    "store migrate": "tests/unit/cli/test_cli_store.py",
+    "store rebuild": "tests/unit/cli/test_cli_store.py",
+    "serve": "tests/unit/cli/test_cli_store.py",
+    "schema list": "tests/unit/cli/test_cli_schema.py",
+    "schema print": "tests/unit/cli/test_cli_schema.py",
 }
-"""Commands that need Kafka, and where their output is tested."""
+"""Commands that need more than a gateway, and where their output is tested."""
 SLEEPER: Final = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
 
 ID: Final = r"[0-9a-z-]{2,}"
@@ -111,6 +119,8 @@ CASES: Final = (
     Case("profile show lab", "has_key", "lab"),
     Case("profile use lab", "current", "lab"),
     Case("profile delete {profile}", "deleted", "profile.*"),
+    Case("bench --rps 50 --duration 0.1 --yes", "accepted", "bench-[0-9a-f]+"),
+    Case("bench --rps 50 --duration 0.1", "would submit 6 real tasks to", code=ExitCode.USAGE),
     Case("completion bash", "_FLUXPOOL_COMPLETE", None, prose=True),
     Case("local up --data-dir {stack}", "already runs", "http://.*"),
     Case("local status --data-dir {stack}", "crashed 1 worker since", "worker-1|gateway", prose=True),

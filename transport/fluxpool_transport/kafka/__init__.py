@@ -10,16 +10,19 @@ from fluxpool_transport.kafka.topic_admin import (
     keep_topics,
     set_log_append_time,
 )
+from fluxpool_transport.kafka.topic_layout import ClusterLayout, TopicLayout, read_layout
 from fluxpool_transport.kafka.topic_scan import find_ranges, scan
 from fluxpool_transport.kafka.undecodable_records import UNDECODABLE, UndecodableRecord
 
 __all__ = [
     "UNDECODABLE",
+    "ClusterLayout",
     "KafkaCredentialsError",
     "KafkaMetadata",
     "KafkaUnavailableError",
     "PartitionKey",
     "TopicError",
+    "TopicLayout",
     "TopicMetadata",
     "UndecodableRecord",
     "aiokafka_options",
@@ -29,6 +32,7 @@ __all__ = [
     "find_ranges",
     "keep_topics",
     "librdkafka_options",
+    "read_layout",
     "scan",
     "set_log_append_time",
     "stop_consumer",

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from aiokafka import TopicPartition
 
-from fluxpool_contract.kafka import LedgerEntry
+from fluxpool_contract.kafka import LedgerEntry, worker_client_id
 from fluxpool_contract.settings import Lane, WorkerSettings
 from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.kafka import KafkaMetadata
@@ -83,7 +83,7 @@ class WorkerParts:
     def __init__(self, settings: WorkerSettings, *, worker_name: str, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._client_id = f"fluxpool-worker-{worker_name}"
+        self._client_id = worker_client_id(worker_name)
         self._started_at = int(clock.time())
         self.identity = WorkerIdentity(worker=worker_name, pool=settings.pool)
         self.record_waiting = asyncio.Event()

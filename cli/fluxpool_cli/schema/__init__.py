@@ -1,0 +1,1 @@
+"""`fluxpool schema`: what messages, routes and resources look like, for programs."""

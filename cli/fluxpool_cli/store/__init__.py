@@ -1,0 +1,1 @@
+"""`fluxpool store`: the databases of a gateway, with the settings of its environment."""
