@@ -79,17 +79,24 @@ def init(*, sizes: SizeOptions, timeout: TimeoutOption = 30.0, kafka: TargetOpti
         created, layout = run_on(target, _create(target, specs, timeout_seconds=timeout))
     found = list(_compare(specs, layout, target))
     rows = [(item.spec.name, "created" if item.spec.name in created else "exists", *_sizes(item)) for item in found]
-    differing = [item for item in found if item.differences and item.spec.name not in created]
+    # Also of a new topic: what the layout leaves to the brokers may be wrong for it.
+    differing = [item for item in found if item.differences]
     document = {
         "servers": list(target.kafka.bootstrap_servers),
         "topics": [
-            {"name": item.spec.name, "created": item.spec.name in created, **_size_document(item)} for item in found
+            {
+                "name": item.spec.name,
+                "created": item.spec.name in created,
+                **_size_document(item),
+                "differences": [asdict(difference) for difference in item.differences],
+            }
+            for item in found
         ],
     }
     notes = []
     if differing:
         names = ", ".join(item.spec.name for item in differing)
-        notes.append(f"not changed, though not as needed: {names}; `fluxpool topics check` has the commands")
+        notes.append(f"not as needed: {names}; `fluxpool topics check` has the command for each difference")
     table = Table(("TOPIC", "OUTCOME", "PARTITIONS", "REPLICAS"), rows)
     write_result(Result(document=document, parts=[table], names=[spec.name for spec in specs], notes=notes), output)
 
