@@ -14,7 +14,7 @@ import typer
 from fluxpool_cli.bench.open_loop import MAX_OPEN, Load, Tally, offer, percentile
 from fluxpool_cli.confirming import YesOption, confirm
 from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
-from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions, Place
+from fluxpool_cli.gateway import ATTEMPTS, GatewayAddress, GatewayOptions
 from fluxpool_cli.options import finite, with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_cli.progress_bar import Bar, counting_bar
@@ -105,7 +105,7 @@ def bench(
         raise CommandError(ExitCode.FAILED, f"{lost} of {load.requests} requests were not sent or not answered")
 
 
-async def _offer(place: Place, load: Load, tally: Tally, bar: Bar) -> None:
+async def _offer(place: GatewayAddress, load: Load, tally: Tally, bar: Bar) -> None:
     client = AsyncClient(place.url, api_key=place.api_key, timeout_seconds=ANSWER_SECONDS, max_attempts=1)
     async with client:
         await offer(client, load, tally, on_sent=lambda: bar.advance(1))
