@@ -99,7 +99,7 @@ COMMANDS: Final = {
         "store.commands:app",
         "Migrate a gateway's databases, rebuild its task store.",
     ),
-    "serve": ("serve:serve", "Run one program of the product until SIGTERM."),
+    "serve": ("serve.commands:serve", "Run one program of the product until SIGTERM."),
     "bench": ("bench.commands:bench", "Measure how fast a gateway accepts tasks."),
     "schema": ("schema.commands:app", "What messages, routes and pools look like."),
     "completion": ("completion:completion", "Print the completion script of a shell."),

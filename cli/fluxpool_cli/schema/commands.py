@@ -11,7 +11,7 @@ import typer
 
 from fluxpool_cli.options import with_option_groups
 from fluxpool_cli.output import OutputFormat, OutputOptions, Result, Table, write_result, yaml_text
-from fluxpool_cli.rooms import require_room
+from fluxpool_cli.serve.rooms import require_room
 from fluxpool_contract.schemas import MESSAGES, asyncapi_document, message_schema
 
 app = typer.Typer(no_args_is_help=True, help="What messages, routes and pools look like.")

@@ -14,7 +14,7 @@ from fluxpool_cli.confirming import YesOption, confirm
 from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
 from fluxpool_cli.options import with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
-from fluxpool_cli.rooms import require_room
+from fluxpool_cli.serve.rooms import require_room
 from fluxpool_contract.settings import SettingsError
 
 if TYPE_CHECKING:  # the gateway's packages may be missing here, and take a second

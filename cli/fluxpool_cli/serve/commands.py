@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from fluxpool_cli.rooms import require_room
+from fluxpool_cli.serve.rooms import require_room
 
 
 class Program(StrEnum):
