@@ -45,6 +45,9 @@ SHUTDOWN_MARGIN_SECONDS: Final = 2
 """What a server takes beyond the produce deadline to finish the requests under way."""
 WORKER_START_SECONDS: Final = 30
 """uvicorn kills a worker that does not answer a ping for so long, also one that is still starting."""
+_COLLECTED_OBJECTS: Final = 10_000
+"""New objects until the garbage collector looks for cycles. A request leaves a few behind for some milliseconds, so
+that Python's default, 700, looks at those of the same requests again and again, and finds none."""
 _OTHER_FILES: Final = 256
 """Brokers, the object store, the task store."""
 
@@ -205,6 +208,7 @@ def application() -> GatewayApplication:
     # Modules and routes are never freed; later collections need not visit them during requests.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_COLLECTED_OBJECTS)
     return app
 
 
