@@ -11,8 +11,8 @@ from typing import Any
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_gateway.http.request_context import PATH, Receive, Send
-from fluxpool_gateway.http.submission import Scope, Submission
+from fluxpool_gateway.http.request_context import PATH, Receive, Scope, Send
+from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.identity.gate import OpenGate
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.settings import WebhookSettings

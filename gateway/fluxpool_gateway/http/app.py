@@ -30,6 +30,7 @@ from fluxpool_gateway.http.request_context import (
     PATH,
     STOPPING,
     Receive,
+    Scope,
     Send,
     correlation_id_of,
     find_authorization,
@@ -38,7 +39,7 @@ from fluxpool_gateway.http.request_context import (
 )
 from fluxpool_gateway.http.routes import router
 from fluxpool_gateway.http.scopes import ADMIT_AGAIN, CALLER_KEY, SECURITY_SCHEME
-from fluxpool_gateway.http.submission import Scope, Submission
+from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.identity.gate import Gate
 from fluxpool_gateway.images import routes as image_routes
 from fluxpool_gateway.live import routes as live_routes
@@ -109,15 +110,21 @@ class GatewayApplication(FastAPI):
             # Answered as GET (RFC 9110 section 9.3.2); the server omits the body.
             scope = {**scope, "method": "GET", ASKED_BY_HEAD: True}
 
+        submission_route = _submission_route(method, scope["path"])
+        if submission_route is not None:
+            status = await self.submission(scope, receive, send)
+            if status is not None:
+                self.metrics.count_request(method, submission_route, status)
+            return
+
         async def counted_send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                self.metrics.count_request(method, _route_of(scope), message["status"])
+                # The path of the route as it was declared: paths themselves are without number.
+                route = scope.get("route")
+                self.metrics.count_request(method, NO_ROUTE if route is None else str(route.path), message["status"])
             await send(message)
 
-        if _is_submission(method, scope["path"]):
-            await self.submission(scope, receive, counted_send)
-        else:
-            await self._serve(scope, receive, counted_send)
+        await self._serve(scope, receive, counted_send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain_send, send = send, _with_correlation_id(scope, send)
@@ -157,18 +164,12 @@ class GatewayApplication(FastAPI):
         return document
 
 
-def _is_submission(method: str, path: str) -> bool:
+def _submission_route(method: str, path: str) -> str | None:
+    """The hot route as it was declared; None for any other request."""
     if method == "POST":
-        return path == PATH
-    return method == "PUT" and path.startswith(PATH + "/") and path.count("/") == PATH.count("/") + 1
-
-
-def _route_of(scope: Scope) -> str:
-    """The path of the route as it was declared: paths themselves are without number."""
-    if _is_submission(scope["method"], scope["path"]):
-        return PATH if scope["path"] == PATH else f"{PATH}/{{request_id}}"
-    route = scope.get("route")
-    return NO_ROUTE if route is None else str(route.path)
+        return PATH if path == PATH else None
+    is_put = method == "PUT" and path.startswith(PATH + "/") and path.count("/") == PATH.count("/") + 1
+    return f"{PATH}/{{request_id}}" if is_put else None
 
 
 class BackgroundPartError(Exception):

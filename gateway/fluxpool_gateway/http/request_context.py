@@ -15,6 +15,9 @@ from fluxpool_contract.problems import FieldProblem
 from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, ProblemCode, ProblemError, invalid_header
 
 RawPairs = Iterable[tuple[bytes, bytes]]
+Scope = dict[str, Any]
+SendWhole = Callable[[int, RawPairs, bytes], bool]
+"""Takes status, headers and body; false where the response must be sent as any other."""
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -36,6 +39,9 @@ HALF_CLOSED = "fluxpool.half_closed"
 """Where the state of a request has the event that is set when the client closes its sending side."""
 ASKED_BY_HEAD = "fluxpool.asked_by_head"
 """Where the scope of a request that is served as GET says that it is one of HEAD."""
+WHOLE_RESPONSE: Final = "fluxpool.whole_response"
+"""Where the state of a request has what sends its response at once (`http.protocol`). As ASGI's two messages, whose
+headers are checked one by one, the response to a submission costs a tenth of all that is done for it."""
 _MAX_SHOWN_BYTES: Final = 100
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
 _WAIT = re.compile(r'\s*wait\s*(?:=\s*"?(?P<seconds>[0-9]{1,9})"?\s*)?(?:;.*)?', re.IGNORECASE)
@@ -152,6 +158,7 @@ def status_url_of(request_id: str, *, base: str) -> str:
 
 
 async def send_accepted(
+    scope: Scope,
     send: Send,
     *,
     request_id: str,
@@ -163,11 +170,16 @@ async def send_accepted(
     """The broker has acknowledged the record. `more` are further headers."""
     status_url = status_url_of(request_id, base=base).encode()
     body = b'{"request_id":"%s","status":"queued","status_url":"%s"}' % (request_id.encode(), status_url)
-    extra = [(b"location", status_url), (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)]
-    extra += [(name.encode(), value.encode()) for name, value in more]
-    await _send(
-        send, status.value, b"application/json", body, [(CORRELATION_ID_HEADER, correlation_id.encode()), *extra]
-    )
+    headers = [
+        (CORRELATION_ID_HEADER, correlation_id.encode()),
+        (b"location", status_url),
+        (b"retry-after", b"%d" % RETRY_AFTER_SECONDS),
+        *((name.encode(), value.encode()) for name, value in more),
+    ]
+    # Only here: the headers of a problem may say something of the request, and the server checks them.
+    send_whole: SendWhole | None = scope.get("state", {}).get(WHOLE_RESPONSE)
+    if send_whole is None or not send_whole(status.value, _framed(b"application/json", body, headers), body):
+        await _send(send, status.value, b"application/json", body, headers)
 
 
 async def send_problem(send: Send, problem: ProblemError, *, correlation_id: str, instance: str) -> None:
@@ -179,9 +191,12 @@ async def send_problem(send: Send, problem: ProblemError, *, correlation_id: str
 
 
 async def _send(send: Send, status: int, media_type: bytes, body: bytes, headers: RawPairs) -> None:
-    framing = ((b"content-type", media_type), (b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": [*framing, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": _framed(media_type, body, headers)})
     await send({"type": "http.response.body", "body": body})
+
+
+def _framed(media_type: bytes, body: bytes, headers: RawPairs) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
 
 
 def check_content_type(raw: bytes | None) -> None:

@@ -42,6 +42,7 @@ from fluxpool_gateway.http.request_context import (
     RawPairs,
     Receive,
     RequestHeaders,
+    Scope,
     Send,
     base_url,
     check_content_encoding,
@@ -63,7 +64,6 @@ from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure, RecordSink
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 
-Scope = dict[str, Any]
 Once = Callable[[TaskKey, str, Callable[[], Awaitable[None]]], Awaitable[None]]
 PartitionCounts = Callable[[str], int | None]
 
@@ -108,8 +108,8 @@ class Submission:
     public_url: str | None
     webhooks: TaskWebhooks
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; a path that goes on holds the id."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> HTTPStatus | None:
+        """Answer one request; a path that goes on holds the id. Returns the status, None when no client reads it."""
         headers = RequestHeaders()
         chosen_id = scope["path"][len(PATH) + 1 :]
         status = HTTPStatus.ACCEPTED
@@ -126,7 +126,7 @@ class Submission:
             else:
                 request_id = await self._submit(headers, receive, caller, more)
         except ClientGoneError:
-            return
+            return None
         except ProblemError as error:
             problem = error
         except Exception:  # any failure must be answered, or the client waits for ever
@@ -136,14 +136,15 @@ class Submission:
             base = base_url(public_url=self.public_url, scheme=scope["scheme"], host=headers.host)
             correlation_id = request_id if headers.x_request_id is None else correlation_id_of(headers.x_request_id)
             await send_accepted(
-                send, request_id=request_id, base=base, correlation_id=correlation_id, more=more, status=status
+                scope, send, request_id=request_id, base=base, correlation_id=correlation_id, more=more, status=status
             )
-            return
+            return status
         if chosen_id:
             problem = _about_the_id(problem)
         self.metrics.count_refusal(problem.code)
         correlation_id = correlation_id_of(headers.x_request_id)
         await send_problem(send, problem, correlation_id=correlation_id, instance=scope["path"])
+        return problem.status
 
     async def submit(
         self, request: GenerationRequest, caller: Caller, raw_headers: RawPairs

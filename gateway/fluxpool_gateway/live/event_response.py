@@ -14,8 +14,7 @@ from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from fluxpool_gateway.http.problem import ProblemError
-from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, PING_SECONDS, Receive, Send, disconnected
-from fluxpool_gateway.http.submission import Scope
+from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, PING_SECONDS, Receive, Scope, Send, disconnected
 from fluxpool_gateway.live.readers import EventReaders
 
 SLOW_SECONDS: Final = 20.0

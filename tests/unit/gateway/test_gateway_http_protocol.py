@@ -17,6 +17,8 @@ from uvicorn.server import ServerState
 from fluxpool_gateway.http import protocol as http_protocol
 from fluxpool_gateway.http.generation_request import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from fluxpool_gateway.http.protocol import BoundedHttpProtocol, sweep_connections
+from fluxpool_gateway.http.request_context import WHOLE_RESPONSE
+from fluxpool_gateway.server import KEEP_ALIVE_SECONDS
 from kit.waiting import PATIENCE, wait_until
 
 POST = b"POST /v1/generations HTTP/1.1\r\nHost: a\r\n"
@@ -36,6 +38,7 @@ class Application:
     """Bodies of the complete requests."""
     headers: list[dict[bytes, bytes]] = field(default_factory=list)
     incomplete: int = 0
+    answers_whole: bool = False
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
@@ -52,6 +55,9 @@ class Application:
         self.bodies.append(body)
         await self.may_answer.wait()
         headers = [(b"content-length", b"%d" % len(body))]
+        if self.answers_whole:
+            assert scope["state"][WHOLE_RESPONSE](200, headers, body)
+            return
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -95,7 +101,12 @@ async def serving(*, max_connections: int = 100) -> AsyncIterator[Server]:
     application = Application()
     application.may_answer.set()
     config = uvicorn.Config(
-        application, http=BoundedHttpProtocol, ws="none", log_config=None, access_log=False, timeout_keep_alive=75
+        application,
+        http=BoundedHttpProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     config.load()
     state = ServerState()
@@ -226,6 +237,14 @@ async def test_a_batch_may_be_larger_up_to_a_bound_of_its_own(server: Server) ->
         assert (problem["status"], problem["error"]["code"]) == (413, "payload_too_large")
         assert f"at most {MAX_BATCH_BYTES} bytes" in problem["detail"]
     assert len(server.application.bodies) == 2
+
+
+async def test_a_response_sent_whole_is_the_same_as_one_in_two_messages(server: Server) -> None:
+    requests = (POST + b"Content-Length: 3\r\n\r\none") * 2 + POST + b"Connection: close\r\nContent-Length: 1\r\n\r\n1"
+    in_two_messages = await server.send(requests)
+    assert in_two_messages.count(b"HTTP/1.1 200") == 3
+    server.application.answers_whole = True
+    assert await server.send(requests) == in_two_messages
 
 
 async def test_trailers_are_no_headers(server: Server) -> None:
@@ -374,6 +393,19 @@ async def test_a_slow_response_of_the_server_does_not_time_out_the_client(server
     server.pass_time()
     server.application.may_answer.set()
     assert status_of(await answering) == 200
+
+
+async def test_a_connection_without_a_request_is_closed_once_its_keep_alive_time_has_passed(server: Server) -> None:
+    async with server.connect() as (reader, writer):
+        writer.write(GET + b"\r\n")
+        assert status_of(await reader.readuntil(b"\r\n\r\n")) == 200
+        server.pass_time(KEEP_ALIVE_SECONDS - 1)
+        writer.write(GET + b"\r\n")
+        await until(lambda: len(server.application.headers) == 2)
+        assert b"HTTP/1.1 200" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), ANSWER_SECONDS)
+        server.pass_time(KEEP_ALIVE_SECONDS + 1)
+        await asyncio.wait_for(reader.read(), ANSWER_SECONDS)
+    await until(lambda: not server.state.connections)
 
 
 async def test_a_client_that_does_not_read_its_responses_is_disconnected() -> None:

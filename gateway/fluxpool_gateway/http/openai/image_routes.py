@@ -26,10 +26,10 @@ from fluxpool_gateway.http.openai.ending import (
 from fluxpool_gateway.http.openai.image_request import ImageRequest, ResponseFormat, in_openai_words, to_native
 from fluxpool_gateway.http.openai.image_response import FinishedImages, ImagesResponse, PartialImages
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
-from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, Receive, Send, status_url_of
+from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, Receive, Scope, Send, status_url_of
 from fluxpool_gateway.http.routes import NO_STORE, Services, WithServices
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
-from fluxpool_gateway.http.submission import Scope, Submission
+from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.http.task_routes import base_of
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
