@@ -1,4 +1,4 @@
-"""Fixtures of the cluster tests: one real control plane for them all, a client and a namespace for each test.
+"""Fixtures of the cluster tests: one real control plane for the run, a client and a namespace for each test.
 
 Without the programs of the control plane the tests are skipped, because building them takes minutes; with
 TEST_REQUIRE_CLUSTER=1 they fail instead.
@@ -47,10 +47,9 @@ def binaries() -> Path:
         pytest.skip(str(error))
 
 
-# It ends with the last of these files: etcd and the controllers also work when nobody asks for anything.
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def control_plane(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The control plane of all cluster tests: do not stop it, and use unique namespaces and nodes."""
+    """The control plane of the whole run: do not stop it, and use unique namespaces and nodes."""
     with running_control_plane(tmp_path_factory.mktemp("control-plane"), binaries=binaries) as running:
         yield running
 
