@@ -12,6 +12,8 @@ from kit.kafka import create_topics, unique_name
 
 pytestmark = pytest.mark.kafka
 
+REFUSED = "a dead letter with a large task in it is refused, and the task is kept in the object store alone"
+
 
 def _variables(names: TopicNames) -> dict[str, str]:
     return {
@@ -61,3 +63,14 @@ async def test_topics_are_found_well_absent_or_laid_out_so_that_tasks_are_lost(
     assert "kept for 1 h, usually 7 d" in first[1]
     assert "message.timestamp.type=CreateTime" in first[1]
     assert missing[1].startswith(f"topics that cannot be described: {absent} (")
+
+    small = f"{prefix}-small"
+    layout = {"retention.ms": str(30 * 24 * 3_600_000), "message.timestamp.type": "LogAppendTime"}
+    await create_topics(bootstrap_servers, {small: 3}, config=layout)
+    refusing = await findings(_variables(names) | {"FLUXPOOL_TOPICS_DEAD_LETTERS": small})
+    ((state, found, remedy),) = [finding for finding in refusing if finding[1].startswith(f"{small}: ")]
+    # The brokers' own default has no room for the headers that a dead letter adds to its task.
+    _, problem, _ = found.split("; ", 2)
+    assert (state, problem) == ("warning", f"max.message.bytes is 1048588, usually 1114112: {REFUSED}")
+    change = f"--topic {small} --alter --add-config max.message.bytes=1114112"
+    assert remedy == f"kafka-configs.sh --bootstrap-server {bootstrap_servers} {change}"

@@ -64,4 +64,5 @@ def _topic(spec: TopicSpec, layout: TopicLayout, target: KafkaTarget, *, brokers
     if not found:
         return Finding(State.OK, "; ".join(words))
     state = State.FAILED if layout.leaderless else State.WARNING
-    return Finding(state, "; ".join(words), "`fluxpool topics check` has the command for each")
+    remedy = found[0].remedy if len(found) == 1 else "`fluxpool topics check` has the command for each"
+    return Finding(state, "; ".join(words), remedy)

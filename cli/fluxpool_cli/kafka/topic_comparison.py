@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fluxpool_cli.kafka.target import KafkaTarget
-from fluxpool_contract.kafka import LOG_APPEND_TIME, TIMESTAMP_TYPE, TopicSpec, topic_specs
+from fluxpool_contract.kafka import LOG_APPEND_TIME, MAX_DEAD_LETTER_BYTES, TIMESTAMP_TYPE, TopicSpec, topic_specs
 from fluxpool_transport.kafka import TopicLayout
 
 _HOUR_MS: Final = 3_600_000
@@ -100,7 +100,13 @@ def _of_settings(spec: TopicSpec, layout: TopicLayout, *, command: str) -> Itera
         yield lossy("retention.bytes", found, "-1")
     largest, wanted_bytes = (_number(config, "max.message.bytes") for config in (layout.settings, spec.config))
     if 0 <= largest < wanted_bytes:
-        found = f"max.message.bytes is {largest}, usually {wanted_bytes}: larger records are refused"
+        # Nothing else is as large as a dead letter that holds its task.
+        refused = (
+            "a dead letter with a large task in it is refused, and the task is kept in the object store alone"
+            if wanted_bytes == MAX_DEAD_LETTER_BYTES
+            else "larger records are refused"
+        )
+        found = f"max.message.bytes is {largest}, usually {wanted_bytes}: {refused}"
         yield lossy("max.message.bytes", found, str(wanted_bytes))
     if layout.settings.get(TIMESTAMP_TYPE) != LOG_APPEND_TIME:
         yield lossy(
