@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from sqlalchemy import Connection, select
 
 from fluxpool_contract.bounds import moment_at
@@ -29,6 +29,8 @@ _PROBLEMS: Final = {status: text for status, text in RATE_PROBLEMS.items() if st
 _STAR: Final = PATH + "/{request_id}/star"
 _ROUTE: Final[Mapping[str, Any]] = {
     "status_code": HTTPStatus.NO_CONTENT,
+    # FastAPI's own would call an answer without a body JSON.
+    "response_class": Response,
     "responses": problems(_PROBLEMS),
     **requires(KeyScope.RATE),
 }
