@@ -1,8 +1,9 @@
 """A burst of tasks through the gateway to their results: one a request, 250 a request, and by a client that is killed.
 
-Broker, gateway with API keys and limits, workers and store are real; the engine stands in for the model. The three ways
-run one after the other, and each ends when all its tasks have results. Then the records are counted: a task that was
-accepted and has no result or no image is lost; one with two records or two results is doubled.
+Broker, gateway with API keys and limits, workers and store are real; the engine stands in for the model. The ways run
+one after the other, and each ends when all its tasks have results. The first burst comes before the workers, as to a
+pool with zero workers; in the others they share the cores with gateway, broker and client. Then the records are
+counted: a task that was accepted and has no result or no image is lost; one with two records or two results is doubled.
 """
 
 import argparse
@@ -34,9 +35,8 @@ SENDER: Final = Path(__file__).parent / "burst_parts" / "sender.py"
 IN_ONE_REQUEST: Final = 250
 KILLED_AT_SHARE: Final = 0.5
 POLL_SECONDS: Final = 0.5
-GOALS: Final = (
-    "goals: accept_seconds <= 5 and p99_ms <= 100 for one a request, accept_seconds <= 5 for 250, lost 0, doubled 0"
-)
+GOAL_SECONDS: Final = 5
+GOALS: Final = f"goals: accept_seconds <= {GOAL_SECONDS} (seconds_to_goal <= 1) and p99_ms <= 100, lost 0, doubled 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +73,20 @@ async def main() -> int:
                 # Both limits are checked, and never reached.
                 tenant_limits={"*": TenantLimits(submit="1000000/minute", outstanding=30_000)},
             )
-            for _ in range(options.workers):
-                await workers.start_ready()
             with running_gateway(settings) as gateway:
                 bench = Bench(workers, gateway, (folder / "key").read_text(), options)
+                rows.append(await _measure(bench, "one a request, no worker yet", in_one_request=1, start_workers=True))
                 rows.append(await _measure(bench, "one a request", in_one_request=1))
                 rows.append(await _measure(bench, f"{IN_ONE_REQUEST} a request", in_one_request=IN_ONE_REQUEST))
                 rows.append(await _measure(bench, "one a request, killed", in_one_request=1, is_killed=True))
     sys.stderr.write(GOALS + "\n")
     broken = {name: sum(int(row[name] or 0) for row in rows) for name in ("lost", "doubled")}
-    ratio = round(float(rows[0]["accept_seconds"] or 0) / float(rows[1]["accept_seconds"] or 1), 2)
-    print_report(ratios={"seconds_one_to_many": ratio, **broken}, rows=rows, as_json=options.json)
+    seconds = [float(row["accept_seconds"] or 0) for row in rows]
+    ratios = {
+        "seconds_to_goal": round(seconds[0] / GOAL_SECONDS, 2),
+        "seconds_one_to_many": round(seconds[1] / seconds[2], 2),
+    }
+    print_report(ratios={**ratios, **broken}, rows=rows, as_json=options.json)
     return 1 if any(broken.values()) else 0
 
 
@@ -98,7 +101,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _measure(bench: Bench, way: str, *, in_one_request: int, is_killed: bool = False) -> dict[str, Cell]:
+async def _measure(
+    bench: Bench, way: str, *, in_one_request: int, is_killed: bool = False, start_workers: bool = False
+) -> dict[str, Cell]:
     burst = {
         "url": bench.gateway.url,
         "name": way.replace(" ", "-").replace(",", ""),
@@ -111,6 +116,9 @@ async def _measure(bench: Bench, way: str, *, in_one_request: int, is_killed: bo
         await _send_and_kill(bench, burst, before=before)
     sent = await _send(bench, burst)
     began = time.monotonic()
+    if start_workers:
+        for _ in range(bench.options.workers):
+            await bench.workers.start_ready()
     counted = await _count(bench, set(sent["accepted"]))
     milliseconds = sorted(sent["milliseconds"])
     return {
