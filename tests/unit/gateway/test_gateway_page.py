@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from fluxpool_contract.messages.decoding import decode_task
-from fluxpool_gateway.http.generation_request import parse_request
+from fluxpool_gateway.http.generation_request import parse_request, render_task
 from fluxpool_gateway.page.assets import FOLDER, HTMX, HTMX_SHA256, assets
 from fluxpool_gateway.page.create.form import CreateForm, RecordTarget, form_of_task, snippets
 from fluxpool_gateway.page.rendering import keep_units, show_duration
 from fluxpool_gateway.page.tasks.card import TaskCard
+from fluxpool_gateway.presets.choosing import Presets
+from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.view import TaskView
 from kit.event_streams import first_event
@@ -186,6 +188,24 @@ def test_a_task_of_any_producer_fills_the_form_with_what_the_form_has() -> None:
     form = form_of_task(json.dumps(task), keep_seed=False)
     assert (form["prompt"], form["width"], form["height"], form["seed"], form["n"]) == ("a fox", "64", "1024", "", "1")
     assert form_of_task(json.dumps(task), keep_seed=True)["seed"] == "3"
+    for choice in (None, [], {"sets": 7}, {"sets": None}):
+        broken = json.dumps({**task, "preset": "final", "preset_choice": choice})
+        assert form_of_task(broken, keep_seed=False) == replace(form, values={**form.values, "preset": "final"})
+
+
+@pytest.mark.parametrize("name", ["final", "auto"])
+def test_a_task_with_a_preset_fills_a_form_that_is_accepted_again(name: str) -> None:
+    presets = Presets(presets={"final": Preset(steps=40)})
+
+    def accept(body: dict[str, Any]) -> bytes:
+        request = parse_request(json.dumps(body).encode())
+        request, choice = presets.apply(request, "r-1", tenant="acme", check=lambda _: None)
+        return render_task(request, "r-1", more={"preset_choice": choice.model_dump(exclude_none=True)})
+
+    record = accept({"prompt": "a fox", "preset": name, "guidance": 2.5})
+    again = form_of_task(record.decode(), keep_seed=False).body()
+    assert again == {"prompt": "a fox", "preset": name, "width": 1024, "height": 1024, "guidance": 2.5, "preview": True}
+    assert json.loads(accept(again))["steps"] == 40
 
 
 async def test_a_task_has_its_parameters_its_time_and_its_marks(gateway: Gateway, visitor: Visitor) -> None:

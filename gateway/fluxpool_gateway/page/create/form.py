@@ -69,12 +69,19 @@ class CreateForm:
 
 
 def form_of_task(body: str, *, keep_seed: bool) -> CreateForm:
-    """The form that makes the task again; without its seed unless that is to be kept."""
+    """The form that makes the task again; without its seed unless that is to be kept.
+
+    What its preset has set is empty: the preset sets it again, and refuses it from a request.
+    """
     task = json.loads(body)
+    choice = task.get("preset_choice")
+    of_preset = choice.get("sets") if isinstance(choice, dict) and task.get("preset") else None
     values = dict(_USUAL)
     for name in FIELDS:
         value = task.get(name)
-        if isinstance(value, (str, int, float)) and (name != "seed" or keep_seed):
+        if isinstance(of_preset, list) and name in of_preset:
+            values[name] = ""
+        elif isinstance(value, (str, int, float)) and (name != "seed" or keep_seed):
             values[name] = str(value)
     return CreateForm(values)
 
