@@ -11,6 +11,7 @@ from fluxpool_client.dead_letters import (
     DeadLetterSummary,
     ReplayItem,
     ReplayJob,
+    ReplayJobPage,
     ReplayPreview,
     StoredDeadLetter,
 )
@@ -163,6 +164,7 @@ __all__ = [
     "RefusedWait",
     "ReplayItem",
     "ReplayJob",
+    "ReplayJobPage",
     "ReplayPreview",
     "RequestSecret",
     "StoredDeadLetter",

@@ -176,6 +176,8 @@ class ReplayJob(_Response):
     """A replay job."""
 
     job_id: str
+    created_at: datetime | None = None
+    created_by: str | None = None
     state: str
     """waiting, running or ended."""
     problem: str | None
@@ -187,6 +189,13 @@ class ReplayJob(_Response):
     canceled_by: str | None = None
     items: tuple[ReplayItem, ...]
     next: int | None
+
+
+class ReplayJobPage(_Response):
+    """Some replay jobs, the newest first, without their items."""
+
+    data: tuple[ReplayJob, ...]
+    next_cursor: str | None = None
 
 
 class DeadLetterOperations(Calls):
@@ -225,6 +234,11 @@ class DeadLetterOperations(Calls):
         """A job and some of its items."""
         query = {"after": after, "limit": _ITEMS}
         return self.ask(ReplayJob, Outgoing(method="GET", path=f"{PATH}/replays/{quote(job_id, '')}{query_of(query)}"))
+
+    def jobs(self, *, cursor: str | None, limit: int) -> Steps[ReplayJobPage]:
+        """One page of the list of jobs."""
+        query = query_of({"cursor": cursor, "limit": limit})
+        return self.ask(ReplayJobPage, Outgoing(method="GET", path=f"{PATH}/replays{query}"))
 
     def cancel_job(self, job_id: str) -> Steps[ReplayJob]:
         """The job that is to end; to repeat it is harmless."""
@@ -302,6 +316,10 @@ class DeadLetters:
         """How far a job is, with its items behind a number."""
         return self.run(self.operations.job(job_id, after=after))
 
+    def jobs(self, *, cursor: str | None = None, limit: int = 20) -> ReplayJobPage:
+        """Some jobs, the newest first; `cursor` is the `next_cursor` of the page before."""
+        return self.run(self.operations.jobs(cursor=cursor, limit=limit))
+
     def cancel(self, job_id: str) -> ReplayJob:
         """End a job before its time; what was sent stays sent, and the others stay open."""
         return self.run(self.operations.cancel_job(job_id))
@@ -371,6 +389,10 @@ class AsyncDeadLetters:
     async def job(self, job_id: str, *, after: int = -1) -> ReplayJob:
         """How far a job is."""
         return await self.run(self.operations.job(job_id, after=after))
+
+    async def jobs(self, *, cursor: str | None = None, limit: int = 20) -> ReplayJobPage:
+        """Some jobs, the newest first."""
+        return await self.run(self.operations.jobs(cursor=cursor, limit=limit))
 
     async def cancel(self, job_id: str) -> ReplayJob:
         """End a job before its time; what was sent stays sent, and the others stay open."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from fluxpool_cli.dlq import view
+from fluxpool_cli.dlq.jobs import job_counts, job_document, job_result, jobs_result
 from fluxpool_cli.dlq.options import (
     AllOption,
     FilterOptions,
@@ -248,6 +249,24 @@ def discard(
 
 @app.command()
 @with_option_groups
+def jobs(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this one, with its dead letters.")] = None,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Show the newest so many.")] = 20,
+    gateway: GatewayOptions,
+    output: OutputOptions,
+) -> None:
+    """List the replay jobs of a gateway, the newest first; or what became of the dead letters of one."""
+    with gateway.client(max_attempts=ATTEMPTS) as client:
+        if job is not None:
+            write_result(job_result(client.dead_letters.job(job), client.dead_letters.items(job)), output)
+            return
+        page = client.dead_letters.jobs(limit=limit)
+    write_result(jobs_result(page.data, has_more=page.next_cursor is not None), output)
+
+
+@app.command()
+@with_option_groups
 def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a replay job of the gateway.")],
     *,
@@ -262,9 +281,9 @@ def cancel(
     with gateway.client(max_attempts=ATTEMPTS) as client:
         found = client.dead_letters.cancel(job)
     state = "ended" if found.state == "ended" else "cancel requested"
-    counts = f"{found.sent} of {found.total} sent, {found.canceled} canceled, {found.refused + found.skipped} refused"
-    document = found.model_dump(mode="json", exclude={"items", "next"})
-    result = Result(document=document, parts=[f"{found.job_id} {state}: {counts}"], names=[found.job_id])
+    result = Result(
+        document=job_document(found), parts=[f"{found.job_id} {state}: {job_counts(found)}"], names=[found.job_id]
+    )
     write_result(result, output)
 
 

@@ -188,7 +188,8 @@ def test_a_task_of_any_producer_fills_the_form_with_what_the_form_has() -> None:
     form = form_of_task(json.dumps(task), keep_seed=False)
     assert (form["prompt"], form["width"], form["height"], form["seed"], form["n"]) == ("a fox", "64", "1024", "", "1")
     assert form_of_task(json.dumps(task), keep_seed=True)["seed"] == "3"
-    for choice in (None, [], {"sets": 7}, {"sets": None}):
+    choices: tuple[Any, ...] = (None, [], {"sets": 7}, {"sets": None})
+    for choice in choices:
         broken = json.dumps({**task, "preset": "final", "preset_choice": choice})
         assert form_of_task(broken, keep_seed=False) == replace(form, values={**form.values, "preset": "final"})
 
