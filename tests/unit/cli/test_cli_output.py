@@ -131,6 +131,7 @@ CASES: Final = (
     Case("dlq summary --url {url}", "EXAMPLE", "0/[0-9]"),
     Case("dlq list --url {url}", "MESSAGE", "0/[0-9]"),
     Case("dlq show 0/0 --url {url}", "replay it with: fluxpool dlq", "0/0", prose=True),
+    Case("dlq export {folder}/dead.jsonl --url {url}", "bytes in", r".*dead\.jsonl"),
     Case("dlq replay --url {url}", "refused", None),
     Case("dlq jobs {job}", "of 1 sent", "0/0"),
     Case("dlq jobs", "0 of 1", "[0-9a-f-]+"),
