@@ -84,10 +84,9 @@ def test_the_standard_librarys_operator_is_the_one_that_is_imported_from_the_roo
     assert finished.stdout == "True\n"
 
 
-def test_only_the_kit_and_the_tests_on_a_control_plane_are_packages_among_the_tests() -> None:
+def test_only_the_kit_is_a_package_among_the_tests() -> None:
     packages = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("__init__.py")}
-    # The control plane is a fixture of the scope of a package. Others could shadow libraries, as `kafka` would.
-    assert packages == {"cluster", "kit"}
+    assert packages == {"kit"}
 
 
 def test_test_files_have_names_of_their_own() -> None:
