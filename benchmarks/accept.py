@@ -37,7 +37,7 @@ from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_transport.kafka.topic_admin import ensure_topics
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
 
 CONNECTIONS: Final = (64, 128)
 WARM_UP_SECONDS: Final = 3

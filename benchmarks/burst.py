@@ -25,10 +25,10 @@ from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.settings import TenantLimits
-from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, running_gateway
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, worker_bench
+from kit.workers.worker import WorkerBench, worker_bench
 
 JVM_OPTIONS: Final = ("-Xmx1g", "-XX:+UseSerialGC")
 SENDER: Final = Path(__file__).parent / "burst_parts" / "sender.py"

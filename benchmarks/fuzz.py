@@ -29,12 +29,12 @@ from soak_parts.ground import add_folder_option, run_folder
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.command import fluxpool
-from kit.foreign_producer import RawProducer
-from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.foreign_producer import RawProducer
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.commands.command import fluxpool
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, running_gateway
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, worker_bench
+from kit.workers.worker import WorkerBench, WorkerProcess, worker_bench
 
 GOALS: Final = "goals: unanswered 0, ended_processes 0, lag 0, memory flat for 1,000,000 records"
 PARTITIONS: Final = 6

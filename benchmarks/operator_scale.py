@@ -29,7 +29,7 @@ from report import Cell, print_report
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneTarget
 from fluxpool_transport.lag.lag_reader import PartitionLag
-from kit.control_plane import ControlPlane
+from kit.cluster.control_plane import ControlPlane
 
 JVM_OPTIONS: Final = ("-Xmx2g", "-XX:+UseSerialGC")
 READINGS: Final = 3

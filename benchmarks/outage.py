@@ -29,13 +29,13 @@ from soak_parts.ground import add_folder_option, run_folder
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.settings.worker import WorkerSettings
-from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
-from kit.offset_watch import OffsetWatch
-from kit.tcp_proxy import TcpProxy
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.faults.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
+from kit.faults.offset_watch import OffsetWatch
+from kit.faults.tcp_proxy import TcpProxy
 from kit.waiting import WaitExpiredError, wait_until
-from kit.worker import WorkerBench, WorkerProcess, task_body, worker_bench
+from kit.workers.worker import WorkerBench, WorkerProcess, task_body, worker_bench
 
 ENGINE: Final = Path(__file__).parent / "soak_parts" / "engine.py"
 SHIPPED: Final = {

@@ -28,10 +28,10 @@ from report import Cell, print_report, quiet_logs
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.messages import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.identity import new_key
-from kit.browser import Tab, opened_tab, running_browser
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
+from kit.http.browser import Tab, opened_tab, running_browser
 from kit.waiting import wait_until
 
 GOAL_MS: Final = 300

@@ -32,7 +32,7 @@ from report import Cell, print_report
 from fluxpool_operator.api import FluxWorkerPool, scaling_config
 from fluxpool_operator.children import child_name
 from fluxpool_operator.planning import Snapshot, plan
-from kit.lanes import lane_of
+from kit.scaling.lanes import lane_of
 from kit.waiting import WaitExpiredError, wait_until
 
 REST_SECONDS: Final = 120.0

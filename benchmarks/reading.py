@@ -22,9 +22,9 @@ from report import Cell, print_report, quiet_logs
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 
 CONNECTIONS: Final = 64
 GOAL_MS: Final = 10

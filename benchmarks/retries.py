@@ -44,7 +44,7 @@ from fluxpool_worker.agent.retry.retry_relay import RetryRelay
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, ReliablePublisher
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
 
 WAYS: Final = ("relay", "group")
 DELAY_SECONDS: Final = 2.0

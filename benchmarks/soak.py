@@ -23,9 +23,9 @@ from soak_parts.ground import add_folder_option, run_folder
 from soak_parts.watch import SoakWatch
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.workers.worker import WorkerBench, task_body, worker_bench
 
 ENGINE: Final = Path(__file__).parent / "soak_parts" / "engine.py"
 GOALS: Final = "goals: lost 0, doubled 0, extra_generations_per_kill <= 1 for 100,000 tasks"

@@ -26,7 +26,7 @@ from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicSpec
 from fluxpool_transport.kafka.topic_admin import ensure_topics
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
 
 JVM_OPTIONS: Final = ("-Xmx1g", "-XX:+UseSerialGC")
 SIZES: Final = ((0.5, 0.25), (1.0, 0.5), (1.5, 0.25))

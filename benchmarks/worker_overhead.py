@@ -36,7 +36,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.settings.worker import Lane, StorageSettings, WorkerSettings
 from fluxpool_transport.kafka.topic_admin import ensure_topics
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
 
 FOLDER: Final = Path(__file__).parent
 # The broker as in production: local mode's default skips the JIT's second stage for a faster start.

@@ -15,15 +15,15 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
-from kit.collecting import Collecting
-from kit.end_of_tests import GRACE_SECONDS, EndOfTests
-from kit.engine import stand_in_engine, start_engine
-from kit.file_times import CPU_OPTION, TIMELINE_OPTION, FileTimes
-from kit.kafka import KafkaFactory, running_kafka, share_classes
-from kit.kafka_cluster import KafkaCluster
-from kit.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
-from kit.postgres import PostgresServer, running_postgres
-from kit.tiny import tiny_checkpoint
+from kit.brokers.kafka import KafkaFactory, running_kafka, share_classes
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.engines.engine import stand_in_engine, start_engine
+from kit.engines.tiny import tiny_checkpoint
+from kit.plugins.collecting import Collecting
+from kit.plugins.end_of_tests import GRACE_SECONDS, EndOfTests
+from kit.plugins.file_times import CPU_OPTION, TIMELINE_OPTION, FileTimes
+from kit.plugins.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
+from kit.stores.postgres import PostgresServer, running_postgres
 from kit.waiting import PATIENCE
 
 __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
@@ -81,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep each file in one process when several run the tests."""
     # Only runs with several processes need the package.
-    from kit.schedule import FileScheduling  # noqa: PLC0415
+    from kit.plugins.schedule import FileScheduling  # noqa: PLC0415
 
     return FileScheduling(config, log)
 
@@ -104,7 +104,7 @@ def kafka_libs() -> Path:
 
 @pytest.fixture(scope="session")
 def kafka(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    """One broker for the whole run: do not stop it, and use `kit.kafka.unique_name` for topics and groups."""
+    """One broker for the whole run: do not stop it, and use `kit.brokers.kafka.unique_name` for topics and groups."""
     # On a busy machine a broker was seen to be silent for seconds. This one is never killed, so nothing waits for that.
     patient = {"broker.session.timeout.ms": "60000"}
     with running_kafka(tmp_path_factory.mktemp("kafka"), libs=kafka_libs, extra_properties=patient) as cluster:

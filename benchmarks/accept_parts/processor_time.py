@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 from report import Cell
 
-from kit.file_times import cpu_seconds
+from kit.plugins.file_times import cpu_seconds
 
 
 @dataclass(frozen=True, slots=True)

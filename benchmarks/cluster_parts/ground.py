@@ -14,9 +14,9 @@ from report import quiet_logs
 
 from fluxpool_cli.local.kafka.broker import DEFAULT_JVM_OPTIONS
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
-from kit.control_plane import ControlPlane
-from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.cluster.control_plane import ControlPlane
+from kit.cluster.control_plane_binaries import BinariesMissingError, control_plane_binaries
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Final
 import psutil
 
 from fluxpool_cli.local.loopback import HOST, free_port
-from kit.control_plane import ControlPlane
+from kit.cluster.control_plane import ControlPlane
 
 OPERATOR_USER: Final = "fluxpool-operator-benchmark"
 STOP_SECONDS: Final = 30.0

@@ -12,7 +12,7 @@ from fluxpool_operator.backlog import BacklogHub, lane_targets_of
 from fluxpool_operator.children import worker_settings
 from fluxpool_operator.planning import PlanState, Snapshot, plan
 from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch
-from kit.kubernetes_api import Body, KubernetesApi
+from kit.cluster.kubernetes_api import Body, KubernetesApi
 
 DEPLOYMENT: Final = "polling"
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kit.kubernetes_api import Body, KubernetesApi
+from kit.cluster.kubernetes_api import Body, KubernetesApi
 
 
 @dataclass(frozen=True, slots=True)

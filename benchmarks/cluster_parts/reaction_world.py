@@ -16,13 +16,13 @@ from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_operator.api import FluxWorkerPool
-from kit.control_plane import ControlPlane
-from kit.fake_nodes import FakeNodes, FakePods
-from kit.kafka import create_topics
-from kit.kubernetes_api import KubernetesApi
-from kit.kubernetes_node import NodeSpec
-from kit.operator_bench import GPU, apply_definitions
-from kit.pools import edited, pool_body
+from kit.brokers.kafka import create_topics
+from kit.cluster.control_plane import ControlPlane
+from kit.cluster.fake_nodes import FakeNodes, FakePods
+from kit.cluster.kubernetes_api import KubernetesApi
+from kit.cluster.kubernetes_node import NodeSpec
+from kit.scaling.operator_bench import GPU, apply_definitions
+from kit.scaling.pools import edited, pool_body
 
 NAMESPACE: Final = "reaction"
 POOL: Final = "standard"

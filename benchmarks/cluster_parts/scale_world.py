@@ -15,11 +15,11 @@ from typing import Final
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from kit.control_plane import ControlPlane
-from kit.fake_nodes import FakeNodes, FakePods
-from kit.kubernetes_api import ApiUnreachableError, Body, KubernetesApi
-from kit.kubernetes_node import NodeSpec
-from kit.operator_bench import apply_definitions
+from kit.cluster.control_plane import ControlPlane
+from kit.cluster.fake_nodes import FakeNodes, FakePods
+from kit.cluster.kubernetes_api import ApiUnreachableError, Body, KubernetesApi
+from kit.cluster.kubernetes_node import NodeSpec
+from kit.scaling.operator_bench import apply_definitions
 from kit.waiting import wait_until
 
 NAMESPACE: Final = "scale"

@@ -40,7 +40,7 @@ from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, ReliablePublisher
 from fluxpool_worker.agent.task.task_flow import TaskFlow
 from fluxpool_worker.agent.wiring import ENGINE_JOBS
-from kit.modelled_kafka import Link, ModelConsumer, ModelGroup
+from kit.models.modelled_kafka import Link, ModelConsumer, ModelGroup
 
 ACKNOWLEDGED_SECONDS: Final = 0.005
 """From a record or commit to its answer, as brokers of one data centre take with acks=all."""

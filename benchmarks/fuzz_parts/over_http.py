@@ -27,8 +27,8 @@ from report import Cell, print_report
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fuzz_parts.http_requests import ConnectionScript, Ending, make_connection_script
 from fuzz_parts.routes import fuzz_routes
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.waiting import wait_until
 
 CONNECTIONS: Final = 50

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kit.foreign_producer import ForeignRecord
+from kit.brokers.foreign_producer import ForeignRecord
 
 CODECS: Final = ("none", "none", "gzip", "snappy", "lz4", "zstd")
 ROLES: Final = (

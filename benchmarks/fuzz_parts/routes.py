@@ -21,8 +21,8 @@ from urllib.parse import quote, urlencode
 import psutil
 from report import print_report, quiet_logs
 
-from kit.dead_letter_topic import letter_at
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.dead_letter_topic import letter_at
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
 
 CLIENTS: Final = 16
 WARM_UP_SHARE: Final = 0.2

@@ -26,9 +26,9 @@ from aiokafka import AIOKafkaProducer
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.messages import PoolLane, PoolState
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
-from kit.kafka import create_topics, unique_name
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import create_topics, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.waiting import wait_until
 
 SUBMIT_SECONDS: Final = 0.1

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kit.kafka import TopicRecord, read_topic
-from kit.worker import WorkerBench
+from kit.brokers.kafka import TopicRecord, read_topic
+from kit.workers.worker import WorkerBench
 from soak_parts.engine import read_journal
 
 READ_SECONDS: Final = 30.0

@@ -12,7 +12,7 @@ from typing import Final
 from fluxpool_worker.engine.generator import LatentPreview, Rendering, StartPhases
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
-from kit.stand_in_engine import StandInGenerator
+from kit.programs.stand_in_engine import StandInGenerator
 
 JOURNAL_VARIABLE: Final = "SOAK_JOURNAL"
 

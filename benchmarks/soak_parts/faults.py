@@ -14,9 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, assert_never
 
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, is_engine
+from kit.workers.worker import WorkerBench, WorkerProcess, is_engine
 from soak_parts.engine import JOURNAL_VARIABLE
 
 EXIT_SECONDS: Final = 120.0

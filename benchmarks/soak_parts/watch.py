@@ -1,12 +1,12 @@
-"""When a soak is over: all is done, or nothing changes any more. `kit.offset_watch` owns the observations."""
+"""When a soak is over: all is done, or nothing changes any more. `kit.faults.offset_watch` owns the observations."""
 
 import asyncio
 import contextlib
 import time
 from typing import Final
 
-from kit.offset_watch import OffsetWatch
-from kit.worker import WorkerBench
+from kit.faults.offset_watch import OffsetWatch
+from kit.workers.worker import WorkerBench
 
 INTERVAL_SECONDS: Final = 1.0
 """Interval of the observations, of which a soak makes thousands."""

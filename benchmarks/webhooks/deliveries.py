@@ -28,9 +28,9 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings, WebhookSettings
 from fluxpool_gateway.webhooks.endpoints import Endpoint, tenants_to_tell
+from kit.gateways.webhook_world import World, ended, submitted, wall_clock, webhook_world
+from kit.http.webhook_receiver import LOOPBACK, Message, Receiver, answering, hanging, running_receiver, saying
 from kit.waiting import wait_until
-from kit.webhook_receiver import LOOPBACK, Message, Receiver, answering, hanging, running_receiver, saying
-from kit.webhook_world import World, ended, submitted, wall_clock, webhook_world
 
 TENANT: Final = "default"
 _END_SECONDS: Final = 180.0

@@ -23,9 +23,9 @@ from fluxpool_cli.local.kafka.broker import KafkaStartError
 from fluxpool_cli.local.kafka.jars import KafkaJarsError
 from fluxpool_cli.terminal import say
 from fluxpool_cli.watch.display import LiveDisplay
-from kit.control_plane import CommandError, ControlPlaneError
-from kit.control_plane_binaries import BinariesMissingError
-from kit.kubernetes_api import ApiError, ApiUnreachableError
+from kit.cluster.control_plane import CommandError, ControlPlaneError
+from kit.cluster.control_plane_binaries import BinariesMissingError
+from kit.cluster.kubernetes_api import ApiError, ApiUnreachableError
 from kit.process_node import IsolationUnavailableError
 from kit.waiting import WaitExpiredError
 

@@ -16,15 +16,15 @@ from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_cli.local.kafka.local_kafka import LocalKafka
 from fluxpool_cli.model import tiny_model_command
 from fluxpool_transport.process.parent_death import bound_command
-from kit.control_plane import ControlPlane
-from kit.control_plane_binaries import control_plane_binaries
-from kit.kubernetes_node import NodeSpec
-from kit.manifests import wait_exists
-from kit.node_bench import Bench
-from kit.operator_bench import GPU, WORKER_IMAGE, OperatorBench, operator_image, worker_image
+from kit.cluster.control_plane import ControlPlane
+from kit.cluster.control_plane_binaries import control_plane_binaries
+from kit.cluster.kubernetes_node import NodeSpec
+from kit.cluster.manifests import wait_exists
+from kit.cluster.node_bench import Bench
 from kit.process_node import ProcessNode
 from kit.process_node.container import check_isolation
-from kit.s3 import running_s3
+from kit.scaling.operator_bench import GPU, WORKER_IMAGE, OperatorBench, operator_image, worker_image
+from kit.stores.s3 import running_s3
 
 _NODE: Final = "demo-node"
 _OPERATOR_IMAGE: Final = "fluxpool-operator:0.1.0"

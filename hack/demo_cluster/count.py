@@ -15,7 +15,7 @@ from demo_cluster.pools import BUCKET, POOLS, DemoPool
 from fluxpool_cli.local.demo.audit import IMAGE_SUFFIXES, Audit, audit
 from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_transport.lag.lag_reader import GroupLag
-from kit.s3 import S3Service
+from kit.stores.s3 import S3Service
 
 Submitted = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """The tasks that were sent, by pool and `request_id`."""

@@ -16,9 +16,9 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.children import POOL_LABEL
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.lag.lag_reader import GroupLag, LagReader
-from kit.kubernetes_api import Body
-from kit.manifests import is_ready
-from kit.operator_bench import OperatorBench
+from kit.cluster.kubernetes_api import Body
+from kit.cluster.manifests import is_ready
+from kit.scaling.operator_bench import OperatorBench
 
 _GROUPS: Mapping[str, str] = {pool.group: pool.topics.tasks for pool in POOLS}
 

@@ -16,9 +16,9 @@ from demo_cluster.pools import NAMESPACE, POOLS, DemoPool, pool_manifest
 from demo_cluster.view import Observation
 from fluxpool_cli.local.demo.demo import prompts
 from fluxpool_cli.watch.display import LiveDisplay
-from kit.kafka import produce
-from kit.kubernetes_api import ApiUnreachableError
-from kit.operator_bench import WORKER_IMAGE, apply_definitions
+from kit.brokers.kafka import produce
+from kit.cluster.kubernetes_api import ApiUnreachableError
+from kit.scaling.operator_bench import WORKER_IMAGE, apply_definitions
 
 _INTERVAL_SECONDS: Final = 0.5
 _POOL_READY_SECONDS: Final = 300.0

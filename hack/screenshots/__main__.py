@@ -16,8 +16,8 @@ from PIL import Image
 from playwright.async_api import Page
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
-from kit.browser import DESKTOP, PHONE, Scheme, Tab, opened_tab, running_browser
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.http.browser import DESKTOP, PHONE, Scheme, Tab, opened_tab, running_browser
 from screenshots.ground import Ground, prepared
 
 PICTURES: Final = Path(__file__).parents[2] / "docs" / "pictures"

@@ -18,12 +18,12 @@ from fluxpool_contract.messages.pool_state import PoolLane, PoolState
 from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.settings import GatewaySettings, WebhookSettings
-from kit.kafka import create_topics, produce
-from kit.served_bench import gateway_beside
+from kit.brokers.kafka import create_topics, produce
+from kit.http.webhook_receiver import Receiver, answering, running_receiver
+from kit.programs.warm_start import start_program
 from kit.waiting import wait_until
-from kit.warm_start import start_program
-from kit.webhook_receiver import Receiver, answering, running_receiver
-from kit.worker import WorkerBench, worker_bench
+from kit.workers.served_bench import gateway_beside
+from kit.workers.worker import WorkerBench, worker_bench
 from screenshots.painter import HOLD_WORD
 
 PAINTER: Final = Path(__file__).with_name("painter.py")

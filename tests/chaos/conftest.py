@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
-from kit.kafka import running_kafka
-from kit.kafka_cluster import KafkaCluster
-from kit.kafka_settings import ListenerSpec
+from kit.brokers.kafka import running_kafka
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_settings import ListenerSpec
+from kit.faults.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
 
 
 @pytest.fixture(scope="module")
 def listener() -> ListenerSpec:
-    """The listener whose clients connect through `kit.chaos_kafka.proxies_of`."""
+    """The listener whose clients connect through `kit.faults.chaos_kafka.proxies_of`."""
     return proxied_listener()
 
 

@@ -26,9 +26,8 @@ from fluxpool_worker.agent.consumer.membership import (
     keep_offsets_for,
     own_sticky_assignor,
 )
-from kit.chaos_kafka import ProxiedKafka, coordinator_of
-from kit.commit_log import CommitLog
-from kit.kafka import (
+from kit.brokers.commit_log import CommitLog
+from kit.brokers.kafka import (
     CommittedOffset,
     KafkaFactory,
     ScriptClientError,
@@ -38,8 +37,9 @@ from kit.kafka import (
     read_topic,
     unique_name,
 )
-from kit.kafka_cluster import KafkaCluster
-from kit.tcp_proxy import Direction
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.faults.chaos_kafka import ProxiedKafka, coordinator_of
+from kit.faults.tcp_proxy import Direction
 from kit.waiting import WaitExpiredError, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change]

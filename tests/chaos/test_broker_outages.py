@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from kit.kafka import KafkaFactory, produce
-from kit.kafka_cluster import ClusterBroker
+from kit.brokers.kafka import KafkaFactory, produce
+from kit.brokers.kafka_cluster import ClusterBroker
 from kit.waiting import wait_until
-from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, task_body, wait_for_step, worker_bench
+from kit.workers.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 

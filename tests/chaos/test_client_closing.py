@@ -7,8 +7,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from fluxpool_transport.kafka.client_stop import stop_consumer, stop_producer
-from kit.chaos_kafka import ProxiedKafka
-from kit.kafka import create_topics, unique_name
+from kit.brokers.kafka import create_topics, unique_name
+from kit.faults.chaos_kafka import ProxiedKafka
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

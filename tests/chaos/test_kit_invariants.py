@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from kit.chaos_invariants import PromiseWatch
-from kit.kafka import produce
+from kit.brokers.kafka import produce
+from kit.faults.chaos_invariants import PromiseWatch
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, worker_bench
+from kit.workers.worker import WorkerBench, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change]
 

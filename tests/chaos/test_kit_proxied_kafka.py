@@ -8,11 +8,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from fluxpool_contract.kafka import SecurityProtocol
-from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka, proxied_listener
-from kit.kafka import KafkaFactory, create_topics, read_topic, unique_name
-from kit.kafka_cluster import KafkaCluster
-from kit.kafka_settings import ListenerSpec
-from kit.tcp_proxy import Direction, TcpProxy
+from kit.brokers.kafka import KafkaFactory, create_topics, read_topic, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_settings import ListenerSpec
+from kit.faults.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka, proxied_listener
+from kit.faults.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change]

@@ -10,9 +10,9 @@ import pytest
 
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_transport.storage.object_store import StorageUnavailableError, open_object_store
-from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
-from kit.disk import SmallDisk, small_disk
-from kit.kafka import unique_name
+from kit.brokers.kafka import unique_name
+from kit.faults.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
+from kit.faults.disk import SmallDisk, small_disk
 
 pytestmark = pytest.mark.on_change
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fluxpool_cli.local.loopback import HOST
+from kit.faults.tcp_proxy import Direction, TcpProxy
 from kit.ports import own_port
-from kit.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.on_change

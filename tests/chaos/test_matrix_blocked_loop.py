@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fluxpool_worker.agent.loop_watchdog import EXIT_LOOP_BLOCKED
-from kit.chaos_invariants import MOST_BEGUN, PromiseWatch
+from kit.faults.chaos_invariants import MOST_BEGUN, PromiseWatch
 from kit.waiting import wait_until
-from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, is_engine, worker_bench
+from kit.workers.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, is_engine, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from kit.chaos_invariants import PromiseWatch
-from kit.chaos_kafka import coordinator_of, leader_of
-from kit.generation_gate import PARTITIONS, each_worker_generating
-from kit.kafka import running_kafka
-from kit.kafka_cluster import ClusterBroker, KafkaCluster
+from kit.brokers.kafka import running_kafka
+from kit.brokers.kafka_cluster import ClusterBroker, KafkaCluster
+from kit.faults.chaos_invariants import PromiseWatch
+from kit.faults.chaos_kafka import coordinator_of, leader_of
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, worker_bench
+from kit.workers.generation_gate import PARTITIONS, each_worker_generating
+from kit.workers.worker import UNHURRIED, WorkerBench, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from kit.chaos_invariants import MOST_BEGUN, PromiseWatch
+from kit.faults.chaos_invariants import MOST_BEGUN, PromiseWatch
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, UNHURRIED_REBALANCE, WorkerBench, WorkerProcess, wait_for_step, worker_bench
+from kit.workers.worker import UNHURRIED, UNHURRIED_REBALANCE, WorkerBench, WorkerProcess, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -111,7 +111,9 @@ async def test_a_worker_that_continues_after_others_did_its_tasks_and_left_lower
 
 
 async def test_partitions_added_while_running_are_read_from_their_first_record(bench: WorkerBench) -> None:
-    workers = await asyncio.gather(*(bench.start_ready(module="kit.eager_worker", **UNHURRIED) for _ in range(2)))
+    workers = await asyncio.gather(
+        *(bench.start_ready(module="kit.workers.eager_worker", **UNHURRIED) for _ in range(2))
+    )
     async with PromiseWatch(bench) as watch:
         await watch.submit(8, "seconds=1", steps=10)
         await bench.wait_results(2)

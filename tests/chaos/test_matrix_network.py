@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from fluxpool_contract.kafka.connection import KafkaConnection
-from kit.chaos_invariants import MOST_BEGUN, PromiseWatch
-from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
-from kit.kafka import running_kafka
-from kit.kafka_cluster import KafkaCluster
-from kit.kafka_settings import ListenerSpec
-from kit.tcp_proxy import TcpProxy
+from kit.brokers.kafka import running_kafka
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_settings import ListenerSpec
+from kit.faults.chaos_invariants import MOST_BEGUN, PromiseWatch
+from kit.faults.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
+from kit.faults.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
-from kit.worker import (
+from kit.workers.worker import (
     SESSION_TIMEOUT_SECONDS,
     UNHURRIED,
     UNHURRIED_REBALANCE,

@@ -13,10 +13,10 @@ from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_operator.backlog import LaneTarget
-from kit.backlog_watch import BacklogWatch, KnownPartition
-from kit.chaos_kafka import coordinator_of
-from kit.kafka import create_topics, produce, running_kafka, unique_name
-from kit.kafka_cluster import ClusterBroker, KafkaCluster
+from kit.brokers.kafka import create_topics, produce, running_kafka, unique_name
+from kit.brokers.kafka_cluster import ClusterBroker, KafkaCluster
+from kit.faults.backlog_watch import BacklogWatch, KnownPartition
+from kit.faults.chaos_kafka import coordinator_of
 from kit.waiting import wait_until
 
 # An observer that ends before its client has its first metadata leaves aiokafka's bootstrap connection open.

@@ -12,9 +12,9 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import parse_envelope
-from kit.kafka import committed_offsets, produce
+from kit.brokers.kafka import committed_offsets, produce
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.workers.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -9,14 +9,14 @@ import httpx
 import pytest
 
 from fluxpool_contract.settings.worker import StorageSettings
-from kit.chaos_invariants import PromiseWatch
-from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
-from kit.disk import SmallDisk, small_disk
-from kit.generation_gate import PARTITIONS, each_worker_generating
-from kit.kafka import unique_name
-from kit.tcp_proxy import TcpProxy
+from kit.brokers.kafka import unique_name
+from kit.faults.chaos_invariants import PromiseWatch
+from kit.faults.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
+from kit.faults.disk import SmallDisk, small_disk
+from kit.faults.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, worker_bench
+from kit.workers.generation_gate import PARTITIONS, each_worker_generating
+from kit.workers.worker import UNHURRIED, WorkerBench, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from fluxpool_contract.kafka.connection import KafkaConnection
-from kit.chaos_invariants import MOST_BEGUN, PromiseWatch
-from kit.chaos_kafka import ProxiedKafka, proxies_of
-from kit.kafka_cluster import KafkaCluster
-from kit.kafka_settings import ListenerSpec
-from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, worker_bench
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_settings import ListenerSpec
+from kit.faults.chaos_invariants import MOST_BEGUN, PromiseWatch
+from kit.faults.chaos_kafka import ProxiedKafka, proxies_of
+from kit.workers.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 

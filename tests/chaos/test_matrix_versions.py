@@ -1,7 +1,7 @@
 """Workers of two releases in one group during an upgrade.
 
 Each release reads what the other one writes: ledgers, retry records, objects in the store. A worker that writes more
-than this release knows plays the next release; see `kit.releases`.
+than this release knows plays the next release; see `kit.workers.releases`.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ import pytest
 
 from fluxpool_contract.kafka.ledger import decode_ledger
 from fluxpool_contract.messages.headers import parse_envelope
-from kit.chaos_invariants import PromiseWatch
-from kit.gate import Gate
-from kit.kafka import committed_offsets, produce
-from kit.releases import Release, release_of, releases_at_work, start_ready
+from kit.brokers.kafka import committed_offsets, produce
+from kit.faults.chaos_invariants import PromiseWatch
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.workers.gate import Gate
+from kit.workers.releases import Release, release_of, releases_at_work, start_ready
+from kit.workers.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

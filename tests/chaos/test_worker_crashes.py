@@ -13,11 +13,11 @@ import pytest
 
 from fluxpool_contract.kafka.ledger import decode_ledger
 from fluxpool_contract.messages.dead_letter import DeadLetter
-from kit.gate import Gate
-from kit.kafka import committed_offsets, produce
-from kit.processes import command_line, is_alive
+from kit.brokers.kafka import committed_offsets, produce
+from kit.programs.processes import command_line, is_alive
 from kit.waiting import PATIENCE, wait_until
-from kit.worker import (
+from kit.workers.gate import Gate
+from kit.workers.worker import (
     SESSION_TIMEOUT_SECONDS,
     WorkerBench,
     WorkerProcess,
@@ -387,7 +387,10 @@ async def test_no_process_remains_when_all_agents_are_killed(quick_bench: Worker
     def remain() -> list[psutil.Process]:
         children = psutil.Process().children()
         forked = [
-            program for child in children if "kit.fork_server" in command_line(child) for program in child.children()
+            program
+            for child in children
+            if "kit.programs.fork_server" in command_line(child)
+            for program in child.children()
         ]
         executed = [
             child for child in psutil.Process().children(recursive=True) if "fluxpool_worker" in command_line(child)

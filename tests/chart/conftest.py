@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kit.control_plane_binaries import BinariesMissingError
-from kit.helm_chart import CI_VALUES, Helm, helm_program
-from kit.kubernetes_api import Body
+from kit.cluster.control_plane_binaries import BinariesMissingError
+from kit.cluster.helm_chart import CI_VALUES, Helm, helm_program
+from kit.cluster.kubernetes_api import Body
 
 
 @pytest.fixture(scope="session")

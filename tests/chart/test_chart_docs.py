@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import yaml
 
 from fluxpool_operator.api import FluxWorkerPool
-from kit.helm_chart import CHART, Helm, of_kind, only, pod_specs
+from kit.cluster.helm_chart import CHART, Helm, of_kind, only, pod_specs
 
 ROOT = CHART.parents[1]
 PAGE = (ROOT / "docs" / "how-to" / "helm.md").read_text()

@@ -8,9 +8,9 @@ from pydantic import SecretStr
 from fluxpool_contract.messages import TaskLora
 from fluxpool_gateway.identity import KeyScope
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings, TenantLimits, WebhookSettings
-from kit.helm_chart import Helm, containers_of, environment, of_kind, pod_specs
-from kit.kubernetes_api import Body
-from kit.pools import OAUTH_PRIVATE_ENDPOINT
+from kit.cluster.helm_chart import Helm, containers_of, environment, of_kind, pod_specs
+from kit.cluster.kubernetes_api import Body
+from kit.scaling.pools import OAUTH_PRIVATE_ENDPOINT
 
 OAUTH_CLIENT = {"FLUXPOOL_KAFKA_OAUTH_CLIENT_ID": "flux", "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET": "hush"}
 RenderedFrom = Callable[[str], list[Body]]

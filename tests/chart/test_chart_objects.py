@@ -12,7 +12,7 @@ from fluxpool_operator.access import access_rules
 from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.metrics import OperatorMetrics
 from fluxpool_operator.settings import OperatorSettings
-from kit.helm_chart import (
+from kit.cluster.helm_chart import (
     CHART,
     NAMESPACE,
     RELEASE,
@@ -24,7 +24,7 @@ from kit.helm_chart import (
     pod_specs,
     restricted_violations,
 )
-from kit.kubernetes_api import Body
+from kit.cluster.kubernetes_api import Body
 
 MAX_LABEL_CHARACTERS = 63
 LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kit.helm_chart import Helm, HelmError
+from kit.cluster.helm_chart import Helm, HelmError
 from kit.strangers import StrangeValues, strangers
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kit.helm_chart import CHART, Helm, of_kind, only
+from kit.cluster.helm_chart import CHART, Helm, of_kind, only
 
 LOOKALIKES = ("4444412", "1e3", "0x1f", "0o17", "010", "true", "null", "yes", "off", "y", "2001-01-01")
 """Legal names that a YAML parser may read as a number, a boolean, a date or null."""

@@ -14,8 +14,8 @@ from fluxpool_operator import crd
 from fluxpool_operator.api.kafka import LaneSpec, OauthSpec, SecuritySpec
 from fluxpool_operator.api.storage import StorageSpec
 from fluxpool_operator.settings import OperatorSettings
-from kit.helm_chart import CHART, CI_VALUES, Helm, HelmError
-from kit.pools import OAUTH_TOKEN, edited
+from kit.cluster.helm_chart import CHART, CI_VALUES, Helm, HelmError
+from kit.scaling.pools import OAUTH_TOKEN, edited
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())

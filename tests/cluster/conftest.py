@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from kit.control_plane import ControlPlane, running_control_plane
-from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
-from kit.kafka import unique_name
-from kit.kafka_cluster import KafkaCluster
-from kit.kubernetes_api import ApiError, KubernetesApi
-from kit.kubernetes_node import NodeSpec
-from kit.manifests import wait_exists
-from kit.node_bench import Bench, python_image
-from kit.operator_bench import (
+from kit.brokers.kafka import unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.cluster.control_plane import ControlPlane, running_control_plane
+from kit.cluster.control_plane_binaries import BinariesMissingError, control_plane_binaries
+from kit.cluster.kubernetes_api import ApiError, KubernetesApi
+from kit.cluster.kubernetes_node import NodeSpec
+from kit.cluster.manifests import wait_exists
+from kit.cluster.node_bench import Bench, python_image
+from kit.process_node import IsolationUnavailableError, NodePolicy, ProcessNode
+from kit.process_node.container import check_isolation
+from kit.scaling.operator_bench import (
     GPU,
     WORKER_IMAGE,
     OperatorBench,
@@ -30,10 +32,8 @@ from kit.operator_bench import (
     operator_image,
     worker_image,
 )
-from kit.pool_tasks import BUCKET
-from kit.process_node import IsolationUnavailableError, NodePolicy, ProcessNode
-from kit.process_node.container import check_isolation
-from kit.s3 import S3Service, running_s3
+from kit.scaling.pool_tasks import BUCKET
+from kit.stores.s3 import S3Service, running_s3
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,15 @@ import yaml
 
 from fluxpool_operator import crd
 from fluxpool_operator.access import access_rules
-from kit.control_plane import CommandError, ControlPlane
-from kit.fake_nodes import FakeNodes, FakePods
-from kit.helm_chart import CHART
-from kit.kafka import unique_name
-from kit.kubernetes_api import KubernetesApi
-from kit.kubernetes_node import NodeSpec
-from kit.manifests import create_deployment, deployment, pods_of
-from kit.node_bench import Bench, python_image
-from kit.operator_bench import apply_definitions
+from kit.brokers.kafka import unique_name
+from kit.cluster.control_plane import CommandError, ControlPlane
+from kit.cluster.fake_nodes import FakeNodes, FakePods
+from kit.cluster.helm_chart import CHART
+from kit.cluster.kubernetes_api import KubernetesApi
+from kit.cluster.kubernetes_node import NodeSpec
+from kit.cluster.manifests import create_deployment, deployment, pods_of
+from kit.cluster.node_bench import Bench, python_image
+from kit.scaling.operator_bench import apply_definitions
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.cluster

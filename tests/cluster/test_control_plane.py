@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.control_plane import CommandError, Component, ControlPlane, ControlPlaneError
-from kit.fake_nodes import FakeNodes, FakePods
-from kit.kafka import unique_name
-from kit.kubernetes_api import ApiError, ApiUnreachableError, KubernetesApi, PatchType
-from kit.kubernetes_node import NodeSpec, Taint
-from kit.manifests import (
+from kit.brokers.kafka import unique_name
+from kit.cluster.control_plane import CommandError, Component, ControlPlane, ControlPlaneError
+from kit.cluster.fake_nodes import FakeNodes, FakePods
+from kit.cluster.kubernetes_api import ApiError, ApiUnreachableError, KubernetesApi, PatchType
+from kit.cluster.kubernetes_node import NodeSpec, Taint
+from kit.cluster.manifests import (
     condition,
     create_deployment,
     create_pod,
@@ -27,7 +27,7 @@ from kit.manifests import (
     pods_of,
     wait_gone,
 )
-from kit.processes import is_alive
+from kit.programs.processes import is_alive
 from kit.waiting import WaitExpiredError, wait_until, wait_until_blocking
 
 pytestmark = [pytest.mark.cluster, pytest.mark.on_change]
@@ -276,7 +276,7 @@ def test_a_control_plane_dies_with_the_program_that_started_it(binaries: Path, t
         """
         import asyncio, sys
         from pathlib import Path
-        from kit.control_plane import Component, ControlPlane
+        from kit.cluster.control_plane import Component, ControlPlane
 
         async def main():
             control_plane = ControlPlane(Path(sys.argv[1]), binaries=Path(sys.argv[2]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.control_plane_binaries import BUILD_SCRIPT, PROGRAMS, BinariesMissingError, control_plane_binaries
+from kit.cluster.control_plane_binaries import BUILD_SCRIPT, PROGRAMS, BinariesMissingError, control_plane_binaries
 
 pytestmark = pytest.mark.on_change
 

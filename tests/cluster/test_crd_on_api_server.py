@@ -14,9 +14,9 @@ from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.api.pool import MAX_NAME_CHARACTERS, FluxWorkerPoolSpec
 from fluxpool_operator.children import FIELD_MANAGER, Children, render_children, selector_text
 from fluxpool_operator.crd import FILE_NAME
-from kit.control_plane import CommandError, ControlPlane
-from kit.pool_refusals import RULE_REFUSALS, SCHEMA_REFUSALS, Refusal
-from kit.pools import ACCEPTED, FULL_SPEC, MINIMAL_SPEC, REMOVED, edited, pool_body
+from kit.cluster.control_plane import CommandError, ControlPlane
+from kit.scaling.pool_refusals import RULE_REFUSALS, SCHEMA_REFUSALS, Refusal
+from kit.scaling.pools import ACCEPTED, FULL_SPEC, MINIMAL_SPEC, REMOVED, edited, pool_body
 from kit.strangers import StrangeManifest, strangers
 from kit.waiting import wait_until
 

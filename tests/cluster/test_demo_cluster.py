@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.kafka_classes import quick_start
-from kit.processes import is_alive
+from kit.brokers.kafka_classes import quick_start
+from kit.programs.processes import is_alive
+from kit.programs.warm_parts import warm_parts
 from kit.waiting import wait_until_blocking
-from kit.warm_parts import warm_parts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from kit.control_plane import ControlPlane
-from kit.gate import Gate
-from kit.manifests import wait_exists, wait_gone
-from kit.operator_bench import OPERATOR, OperatorBench
+from kit.cluster.control_plane import ControlPlane
+from kit.cluster.manifests import wait_exists, wait_gone
+from kit.scaling.operator_bench import OPERATOR, OperatorBench
 from kit.waiting import wait_until
+from kit.workers.gate import Gate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

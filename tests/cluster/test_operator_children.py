@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kit.kubernetes_api import ApiError, PatchType
-from kit.manifests import condition, is_ready, wait_gone
-from kit.operator_bench import OperatorBench
+from kit.cluster.kubernetes_api import ApiError, PatchType
+from kit.cluster.manifests import condition, is_ready, wait_gone
+from kit.scaling.operator_bench import OperatorBench
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_operator")]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from kit.gate import Gate
-from kit.kafka import unique_name
-from kit.kubernetes_node import NodeSpec
-from kit.node_bench import Bench
-from kit.operator_bench import GPU, WORKER_IMAGE, OperatorBench, worker_image
+from kit.brokers.kafka import unique_name
+from kit.cluster.kubernetes_node import NodeSpec
+from kit.cluster.node_bench import Bench
+from kit.scaling.operator_bench import GPU, WORKER_IMAGE, OperatorBench, worker_image
 from kit.waiting import wait_until
+from kit.workers.gate import Gate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_operator")]
 

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from kit.control_plane import Component
-from kit.manifests import is_ready
-from kit.operator_bench import OperatorBench
+from kit.cluster.control_plane import Component
+from kit.cluster.manifests import is_ready
+from kit.scaling.operator_bench import OperatorBench
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kit.command import PROGRAM, Ended
-from kit.command import fluxpool as run_fluxpool
-from kit.control_plane import CommandError
-from kit.fake_nodes import FakeNodes, FakePods
-from kit.kafka import KafkaFactory, unique_name
-from kit.kubernetes_node import NodeSpec
-from kit.manifests import condition, is_ready
-from kit.operator_bench import GPU, OperatorBench
+from kit.brokers.kafka import KafkaFactory, unique_name
+from kit.cluster.control_plane import CommandError
+from kit.cluster.fake_nodes import FakeNodes, FakePods
+from kit.cluster.kubernetes_node import NodeSpec
+from kit.cluster.manifests import condition, is_ready
+from kit.commands.command import PROGRAM, Ended
+from kit.commands.command import fluxpool as run_fluxpool
+from kit.scaling.operator_bench import GPU, OperatorBench
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_operator")]

@@ -3,10 +3,10 @@
 import pytest
 
 from fluxpool_operator.planning import ScalingConfig, Snapshot, plan
-from kit.kubernetes_api import ApiError, Body
-from kit.lanes import lane_of
-from kit.manifests import condition, pods_of, wait_gone
-from kit.operator_bench import OperatorBench
+from kit.cluster.kubernetes_api import ApiError, Body
+from kit.cluster.manifests import condition, pods_of, wait_gone
+from kit.scaling.lanes import lane_of
+from kit.scaling.operator_bench import OperatorBench
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

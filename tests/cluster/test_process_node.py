@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kit.kubernetes_api import Body
-from kit.manifests import container_status, create_deployment, create_pod, deployment, events_of, pod, pods_of
-from kit.node_bench import POD_IP, SERVER, STATE_MOUNT, STATE_VOLUME, Bench, python_image
+from kit.cluster.kubernetes_api import Body
+from kit.cluster.manifests import container_status, create_deployment, create_pod, deployment, events_of, pod, pods_of
+from kit.cluster.node_bench import POD_IP, SERVER, STATE_MOUNT, STATE_VOLUME, Bench, python_image
 from kit.process_node import ProcessImage
 from kit.waiting import wait_until
 
@@ -370,7 +370,7 @@ async def test_a_forked_program_sees_itself_and_ends_as_an_executed_one(make_ben
     # Without a locale, an executed Python adds one to its environment.
     of_tests = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[1]), "LC_ALL": "C.UTF-8"}
     image = ProcessImage(
-        entrypoint=(sys.executable, "-m", "kit.warm_probe"),
+        entrypoint=(sys.executable, "-m", "kit.programs.warm_probe"),
         environment=of_tests,
         folders=(str(Path(__file__).parents[2]),),
     )

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from kit.control_plane import Component, ControlPlane
-from kit.kafka import unique_name
-from kit.kubernetes_api import ApiError, Body
-from kit.kubernetes_node import NodeSpec, Taint
-from kit.manifests import (
+from kit.brokers.kafka import unique_name
+from kit.cluster.control_plane import Component, ControlPlane
+from kit.cluster.kubernetes_api import ApiError, Body
+from kit.cluster.kubernetes_node import NodeSpec, Taint
+from kit.cluster.manifests import (
     container_status,
     create_deployment,
     create_pod,
@@ -25,9 +25,9 @@ from kit.manifests import (
     pods_of,
     wait_gone,
 )
-from kit.node_bench import POLITE, SLEEP, STUBBORN, Bench
+from kit.cluster.node_bench import POLITE, SLEEP, STUBBORN, Bench
 from kit.process_node import NodePolicy, StopScope
-from kit.processes import is_alive
+from kit.programs.processes import is_alive
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.on_change]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from kit.kubernetes_api import Body
-from kit.manifests import container_status, events_of, is_ready
-from kit.node_bench import POD_IP, SERVER, STATE_MOUNT, STATE_VOLUME, Bench
-from kit.processes import is_alive
+from kit.cluster.kubernetes_api import Body
+from kit.cluster.manifests import container_status, events_of, is_ready
+from kit.cluster.node_bench import POD_IP, SERVER, STATE_MOUNT, STATE_VOLUME, Bench
+from kit.programs.processes import is_alive
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.on_change]

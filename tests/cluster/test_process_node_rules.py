@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from kit.kubernetes_api import Body
-from kit.manifests import pod
+from kit.cluster.kubernetes_api import Body
+from kit.cluster.manifests import pod
 from kit.process_node.admission import refused_fields, unhonoured_fields
 from kit.process_node.container_loop import RestartPolicy
 from kit.process_node.environment import ProcessImage, command_line, expand, service_variables

@@ -10,10 +10,10 @@ from fluxpool_gateway.store.postgres.reads import PostgresReads
 from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.gateway_process import GatewayProcess
-from kit.postgres import PostgresServer
-from kit.served_bench import gateway_beside, stand_in_bench
-from kit.worker import WorkerBench
+from kit.gateways.gateway_process import GatewayProcess
+from kit.stores.postgres import PostgresServer
+from kit.workers.served_bench import gateway_beside, stand_in_bench
+from kit.workers.worker import WorkerBench
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from fluxpool_cli.exit_codes import ExitCode
-from kit.command import PROGRAM, Ended, fluxpool
-from kit.gateway_process import GatewayProcess
+from kit.commands.command import PROGRAM, Ended, fluxpool
+from kit.gateways.gateway_process import GatewayProcess
 from kit.waiting import wait_until
-from kit.worker import WorkerBench
+from kit.workers.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fluxpool_cli.exit_codes import ExitCode
-from kit.command import fluxpool
-from kit.gateway_process import gateway_settings, gateway_topics, running_gateway
-from kit.kafka import create_topics, read_topic, unique_name
+from kit.brokers.kafka import create_topics, read_topic, unique_name
+from kit.commands.command import fluxpool
+from kit.gateways.gateway_process import gateway_settings, gateway_topics, running_gateway
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 

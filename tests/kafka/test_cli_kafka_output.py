@@ -19,11 +19,11 @@ from fluxpool_contract.messages.dead_letter import DeadLetter, Disposition
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from kit.every_form import WIDTH, Case, assert_every_form, assert_harmless
-from kit.kafka import create_topics, produce, unique_name
-from kit.tainted_gateway import TAINT
+from kit.brokers.kafka import create_topics, produce, unique_name
+from kit.commands.every_form import WIDTH, Case, assert_every_form, assert_harmless
+from kit.gateways.tainted_gateway import TAINT
+from kit.programs.warm_start import start_program
 from kit.waiting import PATIENCE, wait_until
-from kit.warm_start import start_program
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
@@ -125,7 +125,7 @@ async def test_a_command_on_kafka_writes_a_table_documents_and_names(case: Case)
 @pytest.mark.usefixtures("records")
 async def test_ctrl_c_ends_a_watch_whose_pool_goes_on(tmp_path: Path) -> None:
     with (tmp_path / "shown").open("w+") as shown:
-        running = start_program("kit.console_script", "watch", environment=dict(os.environ), output=shown)
+        running = start_program("kit.programs.console_script", "watch", environment=dict(os.environ), output=shown)
         try:
             await wait_until(lambda: (tmp_path / "shown").stat().st_size, deadline_seconds=60, what="a line")
             running.send_signal(signal.SIGINT)

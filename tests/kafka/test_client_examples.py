@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from fluxpool_client import AsyncClient, TaskStatus
-from kit.gateway_process import GatewayProcess
-from kit.worker import WorkerBench
+from kit.gateways.gateway_process import GatewayProcess
+from kit.workers.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 

@@ -8,7 +8,7 @@ from confluent_kafka import Producer
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.kafka import create_topics, read_topic, unique_name
+from kit.brokers.kafka import create_topics, read_topic, unique_name
 
 pytestmark = pytest.mark.kafka
 

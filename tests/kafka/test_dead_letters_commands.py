@@ -24,8 +24,8 @@ from fluxpool_gateway.dead_letters.views import ExportedDeadLetterView
 from fluxpool_transport.dlq.prepare import ReplayChoices
 from fluxpool_transport.dlq.reading import DeadLetterFilter, read_dead_letters
 from fluxpool_transport.dlq.replay import DeadLetterReplayer
-from kit.command import Ended, fluxpool, fluxpool_on_terminal
-from kit.kafka import TopicRecord, create_topics, produce, read_topic, unique_name
+from kit.brokers.kafka import TopicRecord, create_topics, produce, read_topic, unique_name
+from kit.commands.command import Ended, fluxpool, fluxpool_on_terminal
 
 pytestmark = pytest.mark.kafka
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from fluxpool_contract.messages.derived import result_event_id
-from kit.command import Ended, fluxpool
-from kit.gate import Gate
-from kit.kafka import produce
+from kit.brokers.kafka import produce
+from kit.commands.command import Ended, fluxpool
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.workers.gate import Gate
+from kit.workers.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = pytest.mark.kafka
 

@@ -7,8 +7,8 @@ import pytest
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_transport.kafka.topic_admin import ensure_topics
-from kit.command import fluxpool
-from kit.kafka import create_topics, unique_name
+from kit.brokers.kafka import create_topics, unique_name
+from kit.commands.command import fluxpool
 
 pytestmark = pytest.mark.kafka
 

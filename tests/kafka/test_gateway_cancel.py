@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from kit.gateway_process import gateway_settings, running_gateway, told
-from kit.kafka import produce
+from kit.brokers.kafka import produce
+from kit.gateways.gateway_process import gateway_settings, running_gateway, told
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench
+from kit.workers.worker import WorkerBench, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
-from kit.dead_letter_topic import dead_letter
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_gateway
-from kit.kafka import produce, read_topic
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import produce, read_topic
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.dead_letter_topic import dead_letter
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_gateway
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -13,9 +13,9 @@ from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_transport.storage.object_store import open_object_store
 from fluxpool_transport.storage.task_objects import claim_task, store_image
-from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, told
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import gateway_settings, gateway_topics, running_gateway, told
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]

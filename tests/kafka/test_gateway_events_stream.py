@@ -11,10 +11,10 @@ import pytest
 
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.store.task_list import ChangePlace
-from kit.event_streams import Event, EventReader, reading
-from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway, start_gateway
-from kit.kafka import produce
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.brokers.kafka import produce
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, running_gateway, start_gateway
+from kit.http.event_streams import Event, EventReader, reading
+from kit.workers.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -21,7 +21,9 @@ import pytest
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
-from kit.gateway_process import (
+from kit.brokers.kafka import create_topics, produce, read_topic, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import (
     GatewayProcess,
     gateway_settings,
     gateway_topics,
@@ -30,10 +32,8 @@ from kit.gateway_process import (
     start_gateway,
     told,
 )
-from kit.kafka import create_topics, produce, read_topic, unique_name
-from kit.kafka_cluster import KafkaCluster
+from kit.http.webhook_receiver import LOOPBACK, Receiver, running_receiver
 from kit.waiting import wait_until
-from kit.webhook_receiver import LOOPBACK, Receiver, running_receiver
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 

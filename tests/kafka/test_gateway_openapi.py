@@ -22,9 +22,9 @@ from schemathesis.specs.openapi.checks import (
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.identity import new_key
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
-from kit.kafka import create_topics
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import create_topics
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 
 pytestmark = pytest.mark.kafka
 

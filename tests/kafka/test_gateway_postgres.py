@@ -48,7 +48,7 @@ from fluxpool_gateway.store.task_state import (
     TaskStatus,
 )
 from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, QuarantinedRecord, TaskStoreWriter
-from kit.postgres import PASSWORD, PostgresServer
+from kit.stores.postgres import PASSWORD, PostgresServer
 from kit.waiting import wait_until_blocking
 
 TOPIC = "tasks"

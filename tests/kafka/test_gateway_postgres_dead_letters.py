@@ -20,7 +20,7 @@ from fluxpool_gateway.store.postgres.shared_tables import SharedTables
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_transport.dlq.reading import RecordRef, entry_of
-from kit.dead_letter_topic import MemoryTopic, letter_at
+from kit.gateways.dead_letter_topic import MemoryTopic, letter_at
 
 
 async def test_dead_letters_and_their_resolutions_are_projected_and_read(

@@ -31,8 +31,8 @@ from fluxpool_gateway.store.reservations import (
 from fluxpool_gateway.store.task_state import (
     TaskKey,
 )
-from kit.postgres import PostgresServer
-from kit.quota_users import NothingStored
+from kit.gateways.quota_users import NothingStored
+from kit.stores.postgres import PostgresServer
 
 
 def _reservations(url: str) -> SharedTables:

@@ -17,10 +17,10 @@ from uvicorn.config import STARTUP_FAILURE
 from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.settings import GatewaySettings
-from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, start_gateway
-from kit.kafka import KafkaFactory, read_topic
-from kit.kafka_cluster import KafkaCluster
-from kit.processes import is_alive
+from kit.brokers.kafka import KafkaFactory, read_topic
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import gateway_settings, gateway_topics, running_gateway, start_gateway
+from kit.programs.processes import is_alive
 from kit.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.kafka

@@ -20,9 +20,9 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
-from kit.kafka import create_topics, produce, unique_name
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import create_topics, produce, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -14,10 +14,10 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
-from kit.kafka import create_topics, produce
-from kit.kafka_cluster import KafkaCluster
-from kit.odd_batches import RawName
+from kit.brokers.kafka import create_topics, produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.odd_batches import RawName
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -21,11 +21,11 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.identity.api_key import new_key
 from fluxpool_gateway.settings import GatewaySettings
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_gateway, told
-from kit.kafka import create_topics, produce, read_topic, unique_name
-from kit.kafka_cluster import KafkaCluster
-from kit.postgres import PostgresServer
-from kit.tcp_proxy import TcpProxy
+from kit.brokers.kafka import create_topics, produce, read_topic, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.faults.tcp_proxy import TcpProxy
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_gateway, told
+from kit.stores.postgres import PostgresServer
 from kit.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]

@@ -15,9 +15,9 @@ from fluxpool_contract.header_names import TYPE_REQUESTED
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.derived import idempotent_request_id
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
-from kit.kafka import KafkaFactory, TopicRecord, read_topic
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import KafkaFactory, TopicRecord, read_topic
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
 from kit.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.kafka

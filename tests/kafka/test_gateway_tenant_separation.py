@@ -12,10 +12,10 @@ from fluxpool_contract.header_names import TENANT
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.settings import TenantLimits
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
-from kit.token_issuer import Issuer
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
+from kit.http.token_issuer import Issuer
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

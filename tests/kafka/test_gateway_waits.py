@@ -12,9 +12,9 @@ import pytest
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
-from kit.kafka import produce, read_topic
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import produce, read_topic
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 
 from fluxpool_cli.local.kafka.broker import KafkaStartError, java_command
 from fluxpool_contract.kafka import SecurityProtocol
-from kit.kafka import (
+from kit.brokers.kafka import (
     CommittedOffset,
     KafkaFactory,
     committed_offsets,
@@ -35,9 +35,9 @@ from kit.kafka import (
     tls_listener,
     unique_name,
 )
-from kit.kafka_cluster import KafkaCluster
-from kit.kafka_settings import ListenerSpec, ScramUser, group_on_partition
-from kit.processes import is_alive
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_settings import ListenerSpec, ScramUser, group_on_partition
+from kit.programs.processes import is_alive
 from kit.waiting import PATIENCE, WaitExpiredError, wait_until, wait_until_blocking
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change("cli/fluxpool_cli/local/kafka")]

@@ -7,7 +7,7 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from kit.kafka import KafkaFactory, TopicReader, create_topics, produce, unique_name
+from kit.brokers.kafka import KafkaFactory, TopicReader, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change]

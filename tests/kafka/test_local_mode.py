@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from fluxpool_cli.local.state_file import StackState
-from kit.command import PROGRAM, Ended, run_fluxpool
-from kit.kafka_classes import quick_start
-from kit.processes import is_alive
+from kit.brokers.kafka_classes import quick_start
+from kit.commands.command import PROGRAM, Ended, run_fluxpool
+from kit.programs.processes import is_alive
+from kit.programs.warm_parts import warm_parts, warm_variable
 from kit.waiting import PATIENCE, wait_until_blocking
-from kit.warm_parts import warm_parts, warm_variable
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

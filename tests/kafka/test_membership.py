@@ -20,9 +20,9 @@ from fluxpool_worker.agent.consumer.membership import (
     own_sticky_assignor,
     refuse_commits_without_generation,
 )
-from kit.chaos_kafka import proxied_kafka
-from kit.kafka import KafkaFactory, committed_offsets, create_topics, produce, unique_name
-from kit.tcp_proxy import Direction
+from kit.brokers.kafka import KafkaFactory, committed_offsets, create_topics, produce, unique_name
+from kit.faults.chaos_kafka import proxied_kafka
+from kit.faults.tcp_proxy import Direction
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from fluxpool_client import AsyncClient, PreviewedTask
-from kit.gateway_process import GatewayProcess
+from kit.gateways.gateway_process import GatewayProcess
 from kit.waiting import wait_until
-from kit.worker import WorkerBench
+from kit.workers.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

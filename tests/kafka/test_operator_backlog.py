@@ -20,7 +20,7 @@ from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, P
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
 from fluxpool_operator.backlog.observation import RetryTier
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.brokers.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -14,7 +14,7 @@ from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.backlog import TopicReport, manage_topics, observe_topics
 from fluxpool_operator.backlog.topics import wanted_topics
 from fluxpool_transport.kafka.topic_admin import TopicChanges, keep_topics
-from kit.kafka import create_topics, unique_name
+from kit.brokers.kafka import create_topics, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneTarget, PoolBacklog
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.brokers.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -8,7 +8,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneTarget
 from fluxpool_operator.backlog.reading import LaneReading
 from fluxpool_operator.reconcile.kafka.lag_watch import BURST_SECONDS, GROWING_INTERVAL_SECONDS, TICK_SECONDS, LagWatch
-from kit.kafka import create_topics, produce, unique_name
+from kit.brokers.kafka import create_topics, produce, unique_name
 
 pytestmark = pytest.mark.kafka
 

@@ -19,7 +19,7 @@ from fluxpool_gateway.queue.pool_state_reader import PoolStateReader
 from fluxpool_gateway.queue.pool_states import PoolStates
 from fluxpool_operator.backlog import BacklogHub, LaneTarget
 from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicMetadata
-from kit.kafka import TopicReader, create_topics, produce, unique_name
+from kit.brokers.kafka import TopicReader, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

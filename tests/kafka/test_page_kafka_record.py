@@ -8,7 +8,7 @@ import pytest
 
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_gateway.page.create.form import CreateForm, RecordTarget, snippets
-from kit.kafka import create_topics, read_topic, unique_name
+from kit.brokers.kafka import create_topics, read_topic, unique_name
 
 pytestmark = pytest.mark.kafka
 

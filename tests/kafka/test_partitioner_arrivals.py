@@ -8,7 +8,7 @@ import pytest
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.messages.decoding import work_of_task
 from fluxpool_transport.partitioner.arrival_reader import Arrival, ArrivalReader
-from kit.kafka import create_topics, produce, unique_name
+from kit.brokers.kafka import create_topics, produce, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -9,9 +9,9 @@ from aiokafka import AIOKafkaConsumer
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, told
-from kit.kafka import produce, read_topic, unique_name
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import produce, read_topic, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import gateway_settings, gateway_topics, running_gateway, told
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.partitioner.load_aware import READ_DEADLINE_SECONDS, IdleAwarePartitioner, LoadAwarePartitioner
-from kit.kafka import create_topics, unique_name
+from kit.brokers.kafka import create_topics, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -16,7 +16,7 @@ from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.lag.lag_reader import LagReader
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.partitioner.topic_partitioner import SETTLING_SECONDS
-from kit.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.brokers.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.kafka

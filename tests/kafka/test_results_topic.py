@@ -4,7 +4,7 @@ import json
 
 from fluxpool_cli.kafka.results_topic import ResultsTopic
 from fluxpool_contract.kafka import KafkaConnection
-from kit.kafka import create_topics, produce, unique_name
+from kit.brokers.kafka import create_topics, produce, unique_name
 
 
 def result(request_id: str, **fields: object) -> tuple[None, bytes]:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from kit.kafka import produce
+from kit.brokers.kafka import produce
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.workers.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change("benchmarks")]
 

@@ -12,8 +12,8 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.derived import idempotent_request_id
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.command import fluxpool
-from kit.kafka import create_topics, produce, read_topic, unique_name
+from kit.brokers.kafka import create_topics, produce, read_topic, unique_name
+from kit.commands.command import fluxpool
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -16,9 +16,9 @@ from confluent_kafka.admin import (
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
-from kit.command import Ended, fluxpool
-from kit.every_form import WIDTH, Case, assert_every_form
-from kit.kafka import create_topics, unique_name
+from kit.brokers.kafka import create_topics, unique_name
+from kit.commands.command import Ended, fluxpool
+from kit.commands.every_form import WIDTH, Case, assert_every_form
 
 pytestmark = pytest.mark.kafka
 

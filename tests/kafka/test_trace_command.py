@@ -25,8 +25,8 @@ from fluxpool_contract.messages.resolution import Resolution, ResolutionAction
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.command import Ended, fluxpool
-from kit.kafka import create_topics, produce, unique_name
+from kit.brokers.kafka import create_topics, produce, unique_name
+from kit.commands.command import Ended, fluxpool
 
 pytestmark = pytest.mark.kafka
 

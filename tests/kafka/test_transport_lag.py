@@ -15,8 +15,8 @@ from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.lag.lag_reader import GroupLag, LagReader, PartitionLag, StalePartition
-from kit.kafka import KafkaFactory, create_topics, produce, unique_name
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

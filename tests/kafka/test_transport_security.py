@@ -23,9 +23,16 @@ from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options
 from fluxpool_transport.kafka.topic_admin import ensure_topics
 from fluxpool_transport.lag.lag_reader import LagReader
-from kit.kafka import create_topics, running_kafka, sasl_plain_listener, scram_listener, tls_listener, unique_name
-from kit.kafka_cluster import KafkaCluster
-from kit.kafka_settings import ListenerSpec, ScramUser
+from kit.brokers.kafka import (
+    create_topics,
+    running_kafka,
+    sasl_plain_listener,
+    scram_listener,
+    tls_listener,
+    unique_name,
+)
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.kafka_settings import ListenerSpec, ScramUser
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.topic_scan import ScanRange, find_ranges, scan
-from kit.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.brokers.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

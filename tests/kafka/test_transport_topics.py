@@ -14,8 +14,8 @@ from fluxpool_contract.kafka.topics import TopicNames, TopicSpec, topic_specs
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicError
 from fluxpool_transport.kafka.topic_admin import ensure_topics, find_create_time_topics
-from kit.kafka import create_topics, produce, read_topic, unique_name
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import create_topics, produce, read_topic, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

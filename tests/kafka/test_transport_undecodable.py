@@ -18,9 +18,9 @@ from fluxpool_transport.kafka import fetch_responses
 from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.kafka.undecodable_records import UndecodableRecord
-from kit.kafka import create_topics, produce, unique_name
-from kit.kafka_cluster import KafkaCluster
-from kit.odd_batches import RawName, damage_on_disk
+from kit.brokers.kafka import create_topics, produce, unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.odd_batches import RawName, damage_on_disk
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

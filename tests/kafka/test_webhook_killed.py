@@ -14,12 +14,18 @@ import pytest
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, start_dispatcher, start_gateway
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import (
+    GatewayProcess,
+    gateway_settings,
+    gateway_topics,
+    start_dispatcher,
+    start_gateway,
+)
+from kit.http.webhook_receiver import LOOPBACK, Message, Receiver, running_receiver
+from kit.programs.warm_start import Program
 from kit.waiting import wait_until
-from kit.warm_start import Program
-from kit.webhook_receiver import LOOPBACK, Message, Receiver, running_receiver
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 

@@ -23,10 +23,10 @@ from fluxpool_gateway.webhooks.database import WebhookDatabase
 from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.start import VERSION_TABLE, prepare_webhooks
 from fluxpool_gateway.webhooks.tables import deliveries, metadata
+from kit.gateways.webhook_world import World, ended, submitted, wall_clock
+from kit.http.webhook_receiver import LOOPBACK, Message, Receiver, running_receiver
+from kit.programs.warm_start import Program, start_program
 from kit.waiting import wait_until
-from kit.warm_start import Program, start_program
-from kit.webhook_receiver import LOOPBACK, Message, Receiver, running_receiver
-from kit.webhook_world import World, ended, submitted, wall_clock
 
 DEADLINE_SECONDS = 90.0
 

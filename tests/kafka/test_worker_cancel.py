@@ -9,9 +9,9 @@ import pytest_asyncio
 
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.headers import format_time
-from kit.kafka import produce
+from kit.brokers.kafka import produce
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.workers.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
 

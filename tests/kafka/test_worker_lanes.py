@@ -10,10 +10,10 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from kit.gate import Gate
-from kit.kafka import committed_offsets, produce, unique_name
+from kit.brokers.kafka import committed_offsets, produce, unique_name
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.workers.gate import Gate
+from kit.workers.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -16,10 +16,10 @@ from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.ledger import encode_ledger
 from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION
-from kit.gate import Gate
-from kit.kafka import create_topics, produce
+from kit.brokers.kafka import create_topics, produce
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.workers.gate import Gate
+from kit.workers.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -147,7 +147,7 @@ async def ends_with_the_remedy(worker: WorkerProcess) -> None:
 async def test_an_idle_worker_ends_when_its_topic_is_recreated_and_the_next_processes_all_of_it(
     bench: WorkerBench,
 ) -> None:
-    worker = await bench.start_ready(module="kit.eager_worker")
+    worker = await bench.start_ready(module="kit.workers.eager_worker")
     await submit(bench, "old", 3)
     await bench.wait_committed({0: 3})
     await make_topic_again(bench)
@@ -219,7 +219,7 @@ async def test_a_commit_for_a_former_topic_is_not_used_for_the_new_one(bench: Wo
 
 
 async def test_a_worker_logs_a_missing_topic_and_ends_when_it_is_recreated(bench: WorkerBench) -> None:
-    worker = await bench.start_ready(module="kit.eager_worker")
+    worker = await bench.start_ready(module="kit.workers.eager_worker")
     await submit(bench, "old", 1)
     await bench.wait_committed({0: 1})
     await delete_topic(bench)

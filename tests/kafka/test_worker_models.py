@@ -21,9 +21,9 @@ from fluxpool_contract.settings.worker import ModelDevice, ModelSettings, Qualit
 from fluxpool_worker.image_marks import read_marks
 from fluxpool_worker.image_parameters import read_parameters
 from fluxpool_worker.marks import DigitalSourceType
-from kit.kafka import produce
+from kit.brokers.kafka import produce
 from kit.waiting import wait_until
-from kit.worker import LOOK_SECONDS, UNHURRIED, WorkerBench, task_body, wait_for_step, worker_bench
+from kit.workers.worker import LOOK_SECONDS, UNHURRIED, WorkerBench, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 

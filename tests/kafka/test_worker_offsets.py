@@ -11,9 +11,9 @@ from confluent_kafka.admin import AdminClient
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import committed_model_family, is_ledger
 from fluxpool_transport.lag.lag_reader import LagReader
-from kit.kafka import committed_offsets, produce
+from kit.brokers.kafka import committed_offsets, produce
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.workers.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -19,9 +19,9 @@ from fluxpool_contract.messages.headers import Envelope, parse_envelope
 from fluxpool_contract.settings.worker import Lane
 from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
 from fluxpool_transport.lag.group_offsets import MemberlessOffsets, StoredOffset
-from kit.kafka import TopicRecord, committed_offsets, create_topics, produce
+from kit.brokers.kafka import TopicRecord, committed_offsets, create_topics, produce
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, task_body, worker_bench
+from kit.workers.worker import UNHURRIED, WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

@@ -8,9 +8,9 @@ import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
 from fluxpool_contract.settings.worker import Lane
-from kit.kafka import TopicRecord, create_topics, produce
+from kit.brokers.kafka import TopicRecord, create_topics, produce
 from kit.waiting import PATIENCE, wait_until
-from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.workers.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

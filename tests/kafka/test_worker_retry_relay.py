@@ -25,7 +25,7 @@ from fluxpool_worker.agent.retry.retry_relay import RetryRelay
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
-from kit.kafka import create_topics, produce
+from kit.brokers.kafka import create_topics, produce
 from kit.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(90)]

@@ -17,11 +17,11 @@ from fluxpool_contract.messages.derived import claim_key, manifest_key
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_transport.storage.object_store import PROBE_KEY
 from fluxpool_worker.image_parameters import read_parameters
-from kit.gate import Gate
-from kit.kafka import produce, unique_name
-from kit.s3 import S3Service, running_s3
+from kit.brokers.kafka import produce, unique_name
+from kit.stores.s3 import S3Service, running_s3
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.workers.gate import Gate
+from kit.workers.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 

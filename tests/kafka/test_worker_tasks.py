@@ -17,9 +17,9 @@ from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.decoding import peek_request_id
 from fluxpool_contract.messages.derived import derive_seed
 from fluxpool_worker.image_parameters import read_parameters
-from kit.kafka import TopicRecord, produce
+from kit.brokers.kafka import TopicRecord, produce
 from kit.waiting import wait_until
-from kit.worker import LOOK_SECONDS, UNHURRIED, WorkerBench, task_body, worker_bench
+from kit.workers.worker import LOOK_SECONDS, UNHURRIED, WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 

@@ -14,10 +14,10 @@ from fluxpool_contract.header_names import TENANT, TENANT_PROOF
 from fluxpool_contract.tenants import prove_tenant
 from fluxpool_gateway.identity import new_key
 from fluxpool_transport.tenant_secret import LOOK_SECONDS
-from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway, told
-from kit.kafka import produce
+from kit.brokers.kafka import produce
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, running_gateway, told
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, task_body, worker_bench
+from kit.workers.worker import UNHURRIED, WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 

@@ -8,10 +8,10 @@ from confluent_kafka import Producer
 
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
-from kit.kafka import produce
-from kit.kafka_cluster import KafkaCluster
-from kit.odd_batches import RawName, damage_on_disk
-from kit.worker import task_body, worker_bench
+from kit.brokers.kafka import produce
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.brokers.odd_batches import RawName, damage_on_disk
+from kit.workers.worker import task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 

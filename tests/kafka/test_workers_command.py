@@ -15,9 +15,9 @@ from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_contract.kafka.worker_clients import worker_client_id
 from fluxpool_contract.messages.pool_state import PoolLane, PoolState
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.command import fluxpool
-from kit.every_form import WIDTH, Case, assert_every_form
-from kit.kafka import create_topics, produce, unique_name
+from kit.brokers.kafka import create_topics, produce, unique_name
+from kit.commands.command import fluxpool
+from kit.commands.every_form import WIDTH, Case, assert_every_form
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -3,7 +3,7 @@
 import pytest
 
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
-from kit.pools import edited, pool_body
+from kit.scaling.pools import edited, pool_body
 from kit.strangers import StrangeManifest, strangers
 
 

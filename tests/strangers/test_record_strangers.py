@@ -15,14 +15,14 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from kit.command import Ended, fluxpool
-from kit.foreign_producer import ForeignRecord, write
-from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway, told
-from kit.kafka import unique_name
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.foreign_producer import ForeignRecord, write
+from kit.brokers.kafka import unique_name
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.commands.command import Ended, fluxpool
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, running_gateway, told
 from kit.strangers import StrangeRecord, strangers
 from kit.waiting import wait_until
-from kit.worker import LOOK_SECONDS, WorkerBench, WorkerProcess, task_body, worker_bench
+from kit.workers.worker import LOOK_SECONDS, WorkerBench, WorkerProcess, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from fluxpool_contract.kafka.topics import TopicNames
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
-from kit.kafka import read_topic
-from kit.kafka_cluster import KafkaCluster
+from kit.brokers.kafka import read_topic
+from kit.brokers.kafka_cluster import KafkaCluster
+from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.strangers import StrangeRequest, strangers
 from kit.waiting import PATIENCE
 

@@ -9,7 +9,7 @@ import pytest
 from fluxpool_contract.settings.environment import EnvironmentSettings, SettingsError
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_gateway.settings import GatewaySettings
-from kit.command import PROGRAM
+from kit.commands.command import PROGRAM
 from kit.strangers import StrangeArguments, StrangeEnvironment, strangers
 from kit.waiting import PATIENCE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
-from kit.browser import opened_tab, running_browser
+from kit.http.browser import opened_tab, running_browser
 
 pytestmark = [pytest.mark.on_change("docs"), pytest.mark.timeout(300)]
 

@@ -16,13 +16,13 @@ import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, expect
 
 from fluxpool_gateway.identity.api_key import new_key
-from kit.browser import Tab, opened_tab, running_browser
-from kit.gate import Gate
-from kit.kafka import unique_name
-from kit.served_bench import gateway_beside, stand_in_bench
-from kit.tcp_proxy import TcpProxy
+from kit.brokers.kafka import unique_name
+from kit.faults.tcp_proxy import TcpProxy
+from kit.http.browser import Tab, opened_tab, running_browser
 from kit.waiting import PATIENCE, wait_until
-from kit.worker import UNHURRIED
+from kit.workers.gate import Gate
+from kit.workers.served_bench import gateway_beside, stand_in_bench
+from kit.workers.worker import UNHURRIED
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
 expect.set_options(timeout=60_000 * PATIENCE)

@@ -19,12 +19,12 @@ from playwright.async_api import Browser, expect
 from fluxpool_contract.messages import PoolLane, PoolState, Preview
 from fluxpool_gateway.live.previews import TaskPreviews
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, TaskStatus
-from kit.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
-from kit.dead_letter_topic import letter_at
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.lag_readings import GROUPS, STANDARD, lag, partition
+from kit.gateways.dead_letter_topic import letter_at
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.http.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
+from kit.http.token_issuer import CLIENT, Issuer
 from kit.ports import own_port
-from kit.token_issuer import CLIENT, Issuer
+from kit.scaling.lag_readings import GROUPS, STANDARD, lag, partition
 from kit.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]

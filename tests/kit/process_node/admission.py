@@ -5,7 +5,7 @@ An allowlist: unknown fields are refused, because tests of a pod that silently i
 
 from collections.abc import Iterator, Mapping
 
-from kit.kubernetes_api import Body
+from kit.cluster.kubernetes_api import Body
 
 
 def _names(text: str) -> frozenset[str]:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from kit.fork_server import Imports
 from kit.process_node.shim import start_ticks
-from kit.warm_start import start_program
+from kit.programs.fork_server import Imports
+from kit.programs.warm_start import start_program
 
 _SHIM = Path(__file__).with_name("shim.py")
 _SHIM_MODULE = "kit.process_node.shim"

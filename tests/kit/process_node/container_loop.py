@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, assert_never
 
-from kit.kubernetes_api import Body
+from kit.cluster.kubernetes_api import Body
 from kit.process_node.container import (
     ContainerExit,
     ContainerProcess,

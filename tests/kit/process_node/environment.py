@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from kit.kubernetes_api import Body
+from kit.cluster.kubernetes_api import Body
 from kit.process_node.pod_references import MissingReferenceError, PodReferences
 
 _EXPANSION = re.compile(r"\$(?:\$|\(([^)]*)\))")
@@ -25,7 +25,7 @@ class ProcessImage:
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = "/"
     forked: bool = False
-    """Whether its containers are forked from a process that has imported their program (`kit.warm_start`)."""
+    """Whether its containers are forked from a process that has imported their program (`kit.programs.warm_start`)."""
     folders: Sequence[str] = ()
     """Folders of this machine that belong to the image: visible, read-only, when a volume is mounted above them."""
 

@@ -5,8 +5,8 @@ import uuid
 
 import structlog
 
-from kit.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi
-from kit.kubernetes_node import timestamp
+from kit.cluster.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi
+from kit.cluster.kubernetes_node import timestamp
 
 _log = structlog.get_logger(__name__)
 _COMPONENT = "process-node"

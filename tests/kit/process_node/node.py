@@ -16,10 +16,10 @@ from typing import Self
 
 import structlog
 
-from kit.control_plane_credentials import ClientLogin
-from kit.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi
-from kit.kubernetes_node import NodeSpec, register_node, renew_node
-from kit.pod_watch import follow_pods
+from kit.cluster.control_plane_credentials import ClientLogin
+from kit.cluster.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi
+from kit.cluster.kubernetes_node import NodeSpec, register_node, renew_node
+from kit.cluster.pod_watch import follow_pods
 from kit.process_node.container import ContainerProcess, check_isolation, log_path
 from kit.process_node.container_loop import NodePolicy
 from kit.process_node.environment import ProcessImage

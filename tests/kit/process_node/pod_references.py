@@ -13,7 +13,7 @@ from decimal import Decimal
 import httpx
 from kubernetes.utils.quantity import parse_quantity
 
-from kit.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi
+from kit.cluster.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi
 
 # The official client's parser, whose package has no types.
 parse_amount: Callable[[str], Decimal] = parse_quantity

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import structlog
 
-from kit.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi, PatchType
+from kit.cluster.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi, PatchType
 from kit.process_node.admission import refused_fields, unhonoured_fields
 from kit.process_node.container_loop import ContainerLoop, NodePolicy, PodScene, RestartPolicy
 from kit.process_node.environment import ProcessImage

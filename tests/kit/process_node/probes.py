@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx
 
-from kit.kubernetes_api import Body
+from kit.cluster.kubernetes_api import Body
 from kit.process_node.container import ContainerProcess
 
 _THREADS: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="probe")

@@ -99,7 +99,7 @@ def start(request: dict[str, object]) -> int:
 def run_imported(request: dict[str, object]) -> None:
     """Run the `python -m` of the container's command line with what this process has imported."""
     # Only a forked shim has the kit's modules.
-    from kit.fork_server import run  # noqa: PLC0415
+    from kit.programs.fork_server import run  # noqa: PLC0415
 
     argv, environment = request["argv"], request["environment"]
     assert isinstance(argv, list)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, assert_never
 
-from kit.kubernetes_api import Body
+from kit.cluster.kubernetes_api import Body
 
 
 class PodPhase(StrEnum):

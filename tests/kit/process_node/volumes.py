@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from kit.kubernetes_api import Body
+from kit.cluster.kubernetes_api import Body
 from kit.process_node.container import Mount
 from kit.process_node.pod_references import MissingReferenceError, PodReferences
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fluxpool_cli.local.child_process import ChildProcess
-from kit.processes import is_alive
+from kit.programs.processes import is_alive
 from kit.waiting import wait_until
 
 DEADLINE_SECONDS = 20

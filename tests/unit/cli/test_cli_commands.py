@@ -17,7 +17,7 @@ from fluxpool_cli.submit.commands import parse_lora
 from fluxpool_cli.submit.waited_task import failure_of
 from fluxpool_client import Task, TaskFailure
 from fluxpool_client.errors import refusal
-from kit.command import Ended, run_fluxpool
+from kit.commands.command import Ended, run_fluxpool
 
 
 def fluxpool(*arguments: str, folder: Path, **environment: str) -> Ended:

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fluxpool_cli.dlq.commands import app
-from kit.command import fluxpool
+from kit.commands.command import fluxpool
 
 NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 

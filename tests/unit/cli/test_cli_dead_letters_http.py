@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fluxpool_client import AsyncClient, Client, PermissionDeniedError
-from kit.command_line import Command, command_line, served
-from kit.dead_letter_topic import letter_at
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.commands.command_line import Command, command_line, served
+from kit.gateways.dead_letter_topic import letter_at
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.waiting import wait_until
 
 

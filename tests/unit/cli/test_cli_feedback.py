@@ -12,8 +12,8 @@ from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_contract.messages.feedback import Comparison, Rating
 from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.store.task_state import TaskSeen
-from kit.command_line import Command, command_line, served
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.commands.command_line import Command, command_line, served
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
 
 
 @pytest.fixture

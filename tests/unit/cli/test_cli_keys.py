@@ -9,8 +9,8 @@ import pytest
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.main import run
 from fluxpool_gateway.identity.api_key import new_key, parse_key
-from kit.command_line import Command, command_line, served
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
+from kit.commands.command_line import Command, command_line, served
+from kit.gateways.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from fluxpool_cli.cluster.completion import completion_text
 from fluxpool_cli.main import COMMANDS
-from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
+from kit.cluster.control_plane_binaries import BinariesMissingError, control_plane_binaries
 
 FILES, NO_FILES = ":0", ":4"
 SCRIPTS: Final = Path(sys.executable).parent

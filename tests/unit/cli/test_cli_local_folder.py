@@ -18,7 +18,7 @@ from fluxpool_cli.local.workers.fleet import failure_in
 from fluxpool_cli.main import run
 from fluxpool_contract.folder_address import folder_address, folder_of
 from fluxpool_contract.settings.worker import StorageSettings
-from kit.kafka_settings import render_properties
+from kit.brokers.kafka_settings import render_properties
 
 NAMES = ["my demo", "zdjęcia", "50%20 #1?", "a+b;c,d", "q'u\"o", "co:lon", "-dash", "back\\slash", "[x] &$()", " b "]
 

@@ -16,8 +16,8 @@ import pytest
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.repeating import show
-from kit.command import PROGRAM
-from kit.every_form import Screen
+from kit.commands.command import PROGRAM
+from kit.commands.every_form import Screen
 from kit.waiting import PATIENCE
 
 NO_UTF8: Final = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

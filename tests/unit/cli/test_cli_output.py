@@ -26,14 +26,14 @@ from fluxpool_cli.main import command_line, run
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.dead_letters.jobs import Job
 from fluxpool_gateway.store.task_state import DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
-from kit.command_line import served
-from kit.dead_letter_topic import letter_at
-from kit.every_form import WIDTH, Case, Screen, assert_every_form, assert_harmless, run_on_screen
-from kit.keyed_gateway import IMAGE, Gateway, key_id, keyed_gateway, keyed_settings, succeeded
-from kit.recorded_requests import RecordedRequests
-from kit.tainted_gateway import TAINT, Tainted
+from kit.commands.command_line import served
+from kit.commands.every_form import WIDTH, Case, Screen, assert_every_form, assert_harmless, run_on_screen
+from kit.gateways.dead_letter_topic import letter_at
+from kit.gateways.keyed_gateway import IMAGE, Gateway, key_id, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.recorded_requests import RecordedRequests
+from kit.gateways.tainted_gateway import TAINT, Tainted
+from kit.programs.warm_start import start_program
 from kit.waiting import PATIENCE, wait_until
-from kit.warm_start import start_program
 
 ROOT: Final = Path(__file__).parents[3]
 
@@ -362,7 +362,7 @@ async def test_ctrl_c_ends_a_long_command_and_says_what_goes_on(case: Long, worl
     arguments = await world.filled(case.line)
     world.server.asked.clear()
     with (world.folder / "shown").open("w+") as shown:
-        running = start_program("kit.console_script", *arguments, environment=dict(os.environ), output=shown)
+        running = start_program("kit.programs.console_script", *arguments, environment=dict(os.environ), output=shown)
         try:
             await wait_until(
                 lambda: any(re.search(case.asks, path) for path in world.server.asked),
@@ -385,7 +385,7 @@ async def test_a_bar_that_sigterm_ends_leaves_the_cursor_visible(world: World) -
     terminal, end_of_command = os.openpty()
     with (world.folder / "shown").open("w") as shown:
         running = start_program(
-            "kit.console_script", "wait", "slow", environment={**os.environ, "TERM": "xterm"}, output=shown,
+            "kit.programs.console_script", "wait", "slow", environment={**os.environ, "TERM": "xterm"}, output=shown,
             errors=end_of_command, executed=True,
         )  # fmt: skip
     try:

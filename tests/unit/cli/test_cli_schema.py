@@ -11,7 +11,7 @@ from fluxpool_cli.main import run
 from fluxpool_cli.schema.commands import _NAMES
 from fluxpool_contract.schemas import render_schemas
 from fluxpool_gateway.openapi import openapi_document
-from kit.every_form import Case, assert_every_form
+from kit.commands.every_form import Case, assert_every_form
 
 ROOT = Path(__file__).parents[3]
 

@@ -17,8 +17,8 @@ from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.main import run
 from fluxpool_cli.serve.commands import _MODULES, Program
 from fluxpool_gateway.projector import LOCK_SUFFIX
-from kit.command import PROGRAM, run_fluxpool
-from kit.every_form import WIDTH, Case, assert_every_form
+from kit.commands.command import PROGRAM, run_fluxpool
+from kit.commands.every_form import WIDTH, Case, assert_every_form
 from kit.waiting import PATIENCE
 
 SETTINGS = {

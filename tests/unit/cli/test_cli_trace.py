@@ -11,7 +11,7 @@ from fluxpool_cli.trace.reading import CLOCKS_APART, Consumption, RecordState, T
 from fluxpool_cli.trace.view import TaskState, state_of, trace_rows
 from fluxpool_contract.messages.derived import new_request_id
 from fluxpool_contract.messages.result import ResultStatus
-from kit.command import fluxpool
+from kit.commands.command import fluxpool
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}

@@ -22,8 +22,8 @@ from fluxpool_worker.engine.protocol import GenerationInputs
 from fluxpool_worker.image_parameters import png_with_text
 from fluxpool_worker.marks import XMP_PNG_KEYWORD, DigitalSourceType, xmp_packet
 from fluxpool_worker.marks.signing import FileSigner
-from kit.signing_keys import SigningKey, make_signing_key
 from kit.waiting import PATIENCE, wait_until
+from kit.workers.signing_keys import SigningKey, make_signing_key
 
 FORMATS = pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 TRAINED = DigitalSourceType.TRAINED_ALGORITHMIC_MEDIA

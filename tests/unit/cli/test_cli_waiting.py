@@ -20,11 +20,11 @@ from fluxpool_cli.submit.task_end import TaskWait
 from fluxpool_client import Client
 from fluxpool_gateway.http.request_context import STOPPING
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
-from kit.event_streams import reading, serving
-from kit.every_form import Screen
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.recorded_requests import RecordedRequests
-from kit.tcp_proxy import TcpProxy
+from kit.commands.every_form import Screen
+from kit.faults.tcp_proxy import TcpProxy
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.recorded_requests import RecordedRequests
+from kit.http.event_streams import reading, serving
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,11 +11,11 @@ import pytest
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_client import AsyncClient, ConflictError, NotFoundError
-from kit.command_line import Command, command_line, served
-from kit.dispatching_gateway import dispatching_gateway
-from kit.keyed_gateway import Gateway
+from kit.commands.command_line import Command, command_line, served
+from kit.gateways.dispatching_gateway import dispatching_gateway
+from kit.gateways.keyed_gateway import Gateway
+from kit.http.webhook_receiver import Message, Receiver, answering, running_receiver
 from kit.waiting import wait_until
-from kit.webhook_receiver import Message, Receiver, answering, running_receiver
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fluxpool_contract.kafka.worker_clients import worker_client_id
 from fluxpool_contract.messages.pool_state import PoolLane, PoolState
 from fluxpool_transport.lag.group_offsets import GroupMember
 from fluxpool_transport.lag.lag_reader import GroupLag, PartitionLag, StalePartition
-from kit.every_form import WIDTH
+from kit.commands.every_form import WIDTH
 
 NOW = datetime(2026, 4, 5, 10, 0, tzinfo=UTC)
 STANDARD = ServedLane(pool="flux", name="standard", group="g", topic="tasks")

@@ -27,9 +27,9 @@ from fluxpool_client import (
 )
 from fluxpool_gateway.store import task_state
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.client_world import CLIENTS, ID, World, client_world, queued
-from kit.keyed_gateway import IMAGE, NOW_MS
-from kit.lag_readings import teach_speed
+from kit.gateways.client_world import CLIENTS, ID, World, client_world, queued
+from kit.gateways.keyed_gateway import IMAGE, NOW_MS
+from kit.scaling.lag_readings import teach_speed
 
 
 @pytest.fixture(params=CLIENTS)

@@ -39,7 +39,7 @@ from fluxpool_gateway.store import task_state
 from fluxpool_gateway.tasks import canceling, view
 from fluxpool_gateway.usage import routes as usage_routes
 from fluxpool_gateway.webhooks import views as webhook_views
-from kit.client_world import ID
+from kit.gateways.client_world import ID
 
 
 def test_no_gateway_is_one_error() -> None:

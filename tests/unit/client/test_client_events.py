@@ -26,10 +26,10 @@ from fluxpool_client import (
 )
 from fluxpool_client.event_stream import EventDecoder, ServerEvent
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
-from kit.client_world import CLIENTS
-from kit.event_streams import Listening, listening_gateway
-from kit.keyed_gateway import succeeded
-from kit.tcp_proxy import TcpProxy
+from kit.faults.tcp_proxy import TcpProxy
+from kit.gateways.client_world import CLIENTS
+from kit.gateways.keyed_gateway import succeeded
+from kit.http.event_streams import Listening, listening_gateway
 from kit.waiting import PATIENCE, wait_until
 
 ID = "r-1"

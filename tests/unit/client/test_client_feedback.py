@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from fluxpool_client import AsyncClient, BadRequestError, Client, NotFoundError, PermissionDeniedError, UnreachableError
-from kit.client_world import CLIENTS, World, client_world, queued
-from kit.keyed_gateway import succeeded
+from kit.gateways.client_world import CLIENTS, World, client_world, queued
+from kit.gateways.keyed_gateway import succeeded
 
 
 @pytest.fixture(params=CLIENTS)

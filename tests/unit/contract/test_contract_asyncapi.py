@@ -13,7 +13,7 @@ from fluxpool_contract.asyncapi import CLOUD_EVENT_HEADERS, TASK_HEADERS, render
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.messages.headers import Envelope, parse_envelope, render_envelope
 from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, WorkerSettings, serving_groups
-from kit.keyed_gateway import keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import keyed_gateway, keyed_settings
 
 SPECIFICATION = Path(__file__).parents[1] / "asyncapi" / "asyncapi-3.0.0.schema.json"
 CORPUS = Path(__file__).parents[1] / "corpus"

@@ -8,8 +8,8 @@ from sqlalchemy import Engine
 
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.store_file import opened_store
-from kit.webhook_receiver import Receiver, running_receiver
+from kit.http.webhook_receiver import Receiver, running_receiver
+from kit.stores.store_file import opened_store
 
 
 @pytest.fixture

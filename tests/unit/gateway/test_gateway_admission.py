@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fluxpool_contract.messages import PoolLane, PoolState
 from fluxpool_contract.messages.headers import parse_time
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.lag_readings import GROUPS, VIP, lag, partition, teach_speed
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.scaling.lag_readings import GROUPS, VIP, lag, partition, teach_speed
 
 CHOSEN = "01890a5d-ac96-774b-bcce-b302099a8057"
 

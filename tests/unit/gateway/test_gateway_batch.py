@@ -12,7 +12,7 @@ import pytest
 from fluxpool_contract.messages.derived import idempotent_request_id
 from fluxpool_gateway.settings import TenantLimits
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
 PATH = "/v1/generations/batch"
 

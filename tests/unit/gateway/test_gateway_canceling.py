@@ -12,7 +12,7 @@ import pytest
 from fluxpool_gateway.http.change_routes import MAX_CANCELED_AT_ONCE
 from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
 
 TIME_MS = 1_775_000_000_000
 """2026-03-31T23:33:20Z."""

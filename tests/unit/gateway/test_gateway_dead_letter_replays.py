@@ -16,8 +16,8 @@ from fluxpool_gateway.dead_letters.replaying import ReplayPlan
 from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_transport.dlq.prepare import PreparedReplay, prepare_replay
 from fluxpool_transport.dlq.reading import entry_of
-from kit.dead_letter_topic import letter_at
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
+from kit.gateways.dead_letter_topic import letter_at
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
 from kit.waiting import wait_until
 
 LETTERS = 5_000

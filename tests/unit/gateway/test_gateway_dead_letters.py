@@ -25,9 +25,9 @@ from fluxpool_gateway.store.task_state import DeletionSeen
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
 from fluxpool_transport.dlq.export import safe_cell
 from fluxpool_transport.dlq.reading import DeadLetterEntry, RecordRef
-from kit.dead_letter_topic import FAILED_MS, dead_letter, letter_at, record_at
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.store_file import opened_store
+from kit.gateways.dead_letter_topic import FAILED_MS, dead_letter, letter_at, record_at
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.stores.store_file import opened_store
 
 TOPIC = TopicNames().dead_letters
 SECRET = b"s" * 32

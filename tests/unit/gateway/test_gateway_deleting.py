@@ -29,8 +29,8 @@ from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from fluxpool_transport.dlq.replay import ResolutionInterruptedError
 from fluxpool_transport.storage.object_store import ObjectStore, open_object_store
 from fluxpool_transport.storage.task_objects import claim_task, store_image
-from kit.dead_letter_topic import MemoryReplayer, letter_at
-from kit.keyed_gateway import IMAGE, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.dead_letter_topic import MemoryReplayer, letter_at
+from kit.gateways.keyed_gateway import IMAGE, Gateway, keyed_gateway, keyed_settings, succeeded
 from kit.waiting import wait_until
 
 TOPICS = TopicNames()

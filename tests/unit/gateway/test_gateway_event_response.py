@@ -14,7 +14,7 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.live.event_response import EventResponse, Events
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics.gateway_metrics import EVENT_STREAM_PREFIX, GatewayMetrics
-from kit.event_streams import EventReader, Server, serving
+from kit.http.event_streams import EventReader, Server, serving
 from kit.waiting import wait_until
 
 BLOCK = "x" * 65_536

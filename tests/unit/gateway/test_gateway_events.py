@@ -9,8 +9,8 @@ import pytest
 
 from fluxpool_gateway.live.routes import accepts_events
 from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskSeen, TaskStatus
-from kit.event_streams import EventReader, Listening, listening_gateway, reading
-from kit.keyed_gateway import key_id, succeeded
+from kit.gateways.keyed_gateway import key_id, succeeded
+from kit.http.event_streams import EventReader, Listening, listening_gateway, reading
 from kit.waiting import wait_until
 
 STATE = "/v1/generations/r-1"

@@ -13,7 +13,7 @@ from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_gateway.feedback.figures import Compared, Dimension, Interval, Scored, Setup, group_by
 from fluxpool_gateway.store.task_state import ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
 
 RATING = "/v1/generations/{}/rating"
 COMPARISONS, NEXT, SUMMARY = "/v1/comparisons", "/v1/comparisons/next", "/v1/feedback/summary"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fluxpool_gateway.feedback.records import read_feedback
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
 EXPORT = "/v1/feedback/export"
 TOPIC = "flux-feedback"

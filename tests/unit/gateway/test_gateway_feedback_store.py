@@ -20,7 +20,7 @@ from fluxpool_gateway.projection.projected_records import UnreadableRecordError,
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, RecordRef, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.store_file import write_store
+from kit.stores.store_file import write_store
 
 TOPICS = TopicNames()
 FEEDBACK, RESULTS = TOPICS.feedback, TOPICS.results

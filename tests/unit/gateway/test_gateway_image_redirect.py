@@ -12,8 +12,8 @@ from fluxpool_gateway.images.routes import SIGNED_SECONDS
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.task_state import TaskSeen
 from fluxpool_transport.storage.object_store import open_object_store
-from kit.keyed_gateway import IMAGE, Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.s3 import S3Service, running_s3, signature_of
+from kit.gateways.keyed_gateway import IMAGE, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.stores.s3 import S3Service, running_s3, signature_of
 
 PATH = "/v1/generations/r-1"
 

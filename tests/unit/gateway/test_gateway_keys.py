@@ -24,7 +24,7 @@ from fluxpool_gateway.identity.api_key import KeyScope, new_key, parse_key
 from fluxpool_gateway.identity.gate import CACHED_SECONDS
 from fluxpool_gateway.page.door import PREFIX
 from fluxpool_gateway.store.task_state import TaskSeen
-from kit.keyed_gateway import IMAGE, Gateway, key_id, keyed_gateway, keyed_settings, prepare, succeeded
+from kit.gateways.keyed_gateway import IMAGE, Gateway, key_id, keyed_gateway, keyed_settings, prepare, succeeded
 
 
 @pytest.fixture

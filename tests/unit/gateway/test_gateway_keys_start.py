@@ -18,7 +18,7 @@ from fluxpool_gateway.identity.api_key import new_key, parse_key
 from fluxpool_gateway.identity.bootstrap import prepare_keys
 from fluxpool_gateway.identity.key_store import KeysError, KeyStore
 from fluxpool_gateway.settings import GatewaySettings
-from kit.keyed_gateway import KAFKA, NOW_MS, Gateway, key_id, keyed_gateway, keyed_settings, prepare
+from kit.gateways.keyed_gateway import KAFKA, NOW_MS, Gateway, key_id, keyed_gateway, keyed_settings, prepare
 from kit.waiting import PATIENCE
 
 ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - that is what is tested

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fluxpool_gateway.store.task_list import MAX_SCANNED_ROWS, ListCursor
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
 LIST = "/v1/generations"
 TIME_MS = 1_775_000_000_000

@@ -12,8 +12,8 @@ from fluxpool_gateway.http.request_context import METRICS
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.store.task_store import Heartbeat
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.event_streams import serving
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.http.event_streams import serving
 
 ROOT = Path(__file__).parents[3]
 PREFIX = "fluxpool_gateway_"

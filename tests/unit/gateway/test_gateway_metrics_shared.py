@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from fluxpool_gateway.metrics.gateway_metrics import NO_ROUTE, open_metrics
 from fluxpool_gateway.metrics.shared_values import FILE_BYTES, FOLDER_PREFIX, SharedValues, shared_folder
-from kit.disk import small_disk
+from kit.faults.disk import small_disk
 
 COUNT_AS_TOLD = """
 import sys

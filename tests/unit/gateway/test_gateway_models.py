@@ -10,7 +10,7 @@ from openai.types import Model
 from fluxpool_contract.families import FAMILIES, PUBLISHED
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.store.task_state import ResultSeen, TaskStatus
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
 TIME_MS = 1_775_000_000_000
 

@@ -23,7 +23,7 @@ from fluxpool_gateway.store.task_state import (
 )
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
 ID = "same"
 PATH = f"/v1/generations/{ID}"

@@ -21,7 +21,7 @@ from fluxpool_gateway.http.openai.image_response import PartialImages
 from fluxpool_gateway.live.previews import PreviewView
 from fluxpool_gateway.store.task_state import ResultSeen, TaskKey, TaskStatus
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.waiting import wait_until
 
 PATH = "/v1/images/generations"

@@ -22,9 +22,9 @@ from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.view import TaskView
-from kit.event_streams import first_event
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.page_visitor import Visitor, text_of
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.http.event_streams import first_event
+from kit.http.page_visitor import Visitor, text_of
 
 HOSTILE = "\"><script>alert('fox')</script><img src=x onerror=alert(1)>{{ 7*7 }}"
 

@@ -10,8 +10,8 @@ from standardwebhooks import Webhook
 
 from fluxpool_gateway.webhooks.deliveries import Settlement
 from fluxpool_gateway.webhooks.dispatch.sending import Attempt, AttemptError
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
-from kit.page_visitor import Visitor, text_of
+from kit.gateways.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
+from kit.http.page_visitor import Visitor, text_of
 
 HOOKS = "/ui/webhooks"
 KEYS = "/ui/keys"

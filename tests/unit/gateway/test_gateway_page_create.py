@@ -11,8 +11,8 @@ from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.identity.rights import EVERYTHING, Rights
 from fluxpool_gateway.page.create.offer import Offer, offer_to
 from fluxpool_gateway.presets.preset import Preset
-from kit.keyed_gateway import keyed_gateway, keyed_settings
-from kit.page_visitor import Visitor, text_of
+from kit.gateways.keyed_gateway import keyed_gateway, keyed_settings
+from kit.http.page_visitor import Visitor, text_of
 
 BOTH = frozenset(Priority)
 DEV, SCHNELL = frozenset({"FLUX.1-dev", "checkpoints/dev"}), frozenset({"FLUX.1-schnell"})

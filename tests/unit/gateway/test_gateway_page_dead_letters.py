@@ -12,9 +12,9 @@ import pytest
 
 from fluxpool_contract.tenants import prove_tenant
 from fluxpool_gateway.page.dead_letters.editing import proposed_patch
-from kit.dead_letter_topic import letter_at
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.page_visitor import Visitor, text_of
+from kit.gateways.dead_letter_topic import letter_at
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.http.page_visitor import Visitor, text_of
 from kit.waiting import wait_until
 
 HERE = "/ui/dead-letters"

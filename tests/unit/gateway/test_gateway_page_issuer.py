@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from fluxpool_gateway.page.login.flow import FLOW_SECONDS, LoginFlow
 from fluxpool_gateway.settings import OidcSettings
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.page_visitor import Visitor, text_of
-from kit.token_issuer import AUDIENCE, CLIENT, Issuer
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.http.page_visitor import Visitor, text_of
+from kit.http.token_issuer import AUDIENCE, CLIENT, Issuer
 
 SECRET = "s ecret/+"
 SCOPES = "openid fluxpool:submit fluxpool:read"

@@ -14,8 +14,8 @@ from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_gateway.feedback.figures import Interval
 from fluxpool_gateway.page.judging.results import plot_of
 from fluxpool_gateway.store.task_state import TaskSeen
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.page_visitor import Visitor, text_of
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.http.page_visitor import Visitor, text_of
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages import PoolLane, PoolState
 from fluxpool_gateway.page.pools.plots import HEIGHT, WIDTH, plot
 from fluxpool_gateway.queue.pool_history import HISTORY_SECONDS, SAMPLE_SECONDS, PoolHistory, PoolSample
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
-from kit.lag_readings import VIP, lag, partition
-from kit.page_visitor import Visitor, text_of
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
+from kit.http.page_visitor import Visitor, text_of
+from kit.scaling.lag_readings import VIP, lag, partition
 
 NOW = NOW_MS / 1000
 

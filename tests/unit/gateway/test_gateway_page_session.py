@@ -11,8 +11,8 @@ from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.page import PAGE_ROUTERS
 from fluxpool_gateway.page.door import LOGIN, STATIC
 from fluxpool_gateway.page.session import SESSION_SECONDS, SessionSigner, form_token, is_form_token
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
-from kit.page_visitor import HTML, Visitor, text_of
+from kit.gateways.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
+from kit.http.page_visitor import HTML, Visitor, text_of
 
 NOW_MS = 1_800_000_000_000
 KEY_ID = "0123456789ab"

@@ -13,8 +13,8 @@ from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import ServedLane, served_lanes
 from fluxpool_gateway.queue.place import Estimate
 from fluxpool_gateway.queue.pool_states import MAX_STATES, PoolStates
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.lag_readings import GROUPS, STANDARD, VIP, lag, partition, teach_speed
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.scaling.lag_readings import GROUPS, STANDARD, VIP, lag, partition, teach_speed
 
 LANES = served_lanes(GROUPS[STANDARD], (), TopicNames())
 NOW = datetime(2026, 4, 5, 10, tzinfo=UTC)

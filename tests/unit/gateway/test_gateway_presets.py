@@ -18,7 +18,7 @@ from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.task_state import TaskSeen
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
 
 FLOOR = 0.05
 PRESETS = {

@@ -18,8 +18,8 @@ from fluxpool_gateway.live.preview_reader import PreviewReader
 from fluxpool_gateway.live.previews import KEPT_SECONDS, MAX_KEPT, TaskPreviews, asks_for_previews
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, TaskState, TaskStatus
-from kit.event_streams import Event, EventReader, Listening, listening_gateway, reading
-from kit.keyed_gateway import succeeded
+from kit.gateways.keyed_gateway import succeeded
+from kit.http.event_streams import Event, EventReader, Listening, listening_gateway, reading
 
 TOPICS = TopicNames()
 SECRET = b"s" * 32

@@ -15,8 +15,8 @@ from fluxpool_gateway.queue.place import Estimate, estimate
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.task_state import TaskSeen
 from fluxpool_transport.lag.lag_reader import GroupLag, PartitionLag, StalePartition
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.lag_readings import GROUPS, STANDARD, VIP, lag, partition, teach_speed
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.scaling.lag_readings import GROUPS, STANDARD, VIP, lag, partition, teach_speed
 
 GROUP = GROUPS[STANDARD]
 TOLD = [

@@ -13,8 +13,8 @@ from fluxpool_gateway.identity.quotas import Quotas
 from fluxpool_gateway.settings import EVERY_TENANT, GatewaySettings, TenantLimits
 from fluxpool_gateway.store.quota_file import quota_file
 from fluxpool_gateway.store.task_state import ResultSeen, TaskSeen, TaskStatus
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
-from kit.quota_users import NothingStored, count_admitted
+from kit.gateways.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
+from kit.gateways.quota_users import NothingStored, count_admitted
 from kit.waiting import wait_until
 
 LIMITS = {

@@ -43,7 +43,7 @@ from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.wiring import open_dead_letters, run_or_fail
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
-from kit.keyed_gateway import Records, keyed_settings
+from kit.gateways.keyed_gateway import Records, keyed_settings
 
 IMAGE = b"\x89PNG and so on"
 KEY = "default/2026/04/05/r-1/0.png"

@@ -12,7 +12,7 @@ from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_gateway.search.content import ContentFilter, ImageSize, parse_size, words_of
 from fluxpool_gateway.store import task_list
 from fluxpool_gateway.store.task_state import TaskSeen
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
 
 LIST = "/v1/generations"
 

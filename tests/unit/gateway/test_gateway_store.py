@@ -35,7 +35,7 @@ from fluxpool_gateway.store.task_store import (
     QuarantinedRecord,
     TaskStoreWriter,
 )
-from kit.store_file import write_store
+from kit.stores.store_file import write_store
 
 TOPIC = "tasks"
 NOW_MS = 4_000_000_000_000

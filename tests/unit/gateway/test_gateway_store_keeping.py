@@ -17,11 +17,16 @@ from fluxpool_gateway.settings import EXIT_CONFIGURATION
 from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import identity_of
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from kit.disk import small_disk
-from kit.gateway_process import START_DEADLINE_SECONDS, STOP_DEADLINE_SECONDS, gateway_settings, start_projector
-from kit.processes import whole_lines
+from kit.faults.disk import small_disk
+from kit.gateways.gateway_process import (
+    START_DEADLINE_SECONDS,
+    STOP_DEADLINE_SECONDS,
+    gateway_settings,
+    start_projector,
+)
+from kit.programs.processes import whole_lines
+from kit.programs.warm_start import Program
 from kit.waiting import PATIENCE, wait_until_blocking
-from kit.warm_start import Program
 
 UNREACHABLE = "127.0.0.1:1"
 

@@ -10,8 +10,8 @@ from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.task_list import ChangePlace
 from fluxpool_gateway.store.task_state import DeletionSeen, ProgressSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.event_streams import Event, EventReader, Listening, listening_gateway, reading
-from kit.keyed_gateway import succeeded
+from kit.gateways.keyed_gateway import succeeded
+from kit.http.event_streams import Event, EventReader, Listening, listening_gateway, reading
 
 EVENTS = "/v1/events"
 

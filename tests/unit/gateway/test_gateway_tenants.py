@@ -15,7 +15,7 @@ from fluxpool_gateway.identity.bootstrap import prepare_secret
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_worker.agent.task.outgoing_records import outgoing_headers
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
 
 TOPICS = TopicNames()
 SECRET = b"s" * 32

@@ -12,9 +12,9 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
 from fluxpool_gateway.page.door import is_page
 from fluxpool_gateway.store.task_state import TaskSeen
-from kit.event_streams import first_event
-from kit.keyed_gateway import IMAGE, NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.page_visitor import Visitor
+from kit.gateways.keyed_gateway import IMAGE, NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.http.event_streams import first_event
+from kit.http.page_visitor import Visitor
 
 PROMPT = "the secret of acme"
 DONE, QUEUED = "acme-done", "acme-queued"

@@ -24,7 +24,7 @@ from fluxpool_gateway.images.thumbnail import (
     thumbnail_of,
 )
 from fluxpool_worker.marks.xmp import XMP_PNG_KEYWORD, DigitalSourceType, xmp_packet
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
 
 PATH = "/v1/generations/r-1/images/0"
 XMP = xmp_packet(source_type=DigitalSourceType.TRAINED_ALGORITHMIC_MEDIA, creator="Fluxpool")

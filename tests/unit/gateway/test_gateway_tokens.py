@@ -31,8 +31,8 @@ from fluxpool_gateway.identity.issuer_keys import (
 )
 from fluxpool_gateway.identity.tokens import CACHED_SECONDS, LEEWAY_SECONDS, MAX_TOKEN_BYTES, Tokens, find_claim
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.token_issuer import Issuer, public_jwk, rsa_key
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.http.token_issuer import Issuer, public_jwk, rsa_key
 from kit.waiting import PATIENCE, wait_until
 
 ANOTHER = "a key that the issuer does not have"

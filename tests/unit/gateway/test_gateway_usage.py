@@ -32,8 +32,8 @@ from fluxpool_gateway.store.task_state import (
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.usage.figures import MAX_GPU_MS, MAX_PIXELS, Figures
 from fluxpool_gateway.usage.hours import HOUR_MS, USAGE_DAYS
-from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
-from kit.store_file import write_store
+from kit.gateways.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
+from kit.stores.store_file import write_store
 
 TASKS, PROGRESS, RESULTS = "tasks", "progress", "results"
 TIMINGS = {"queue_ms": 9000.0, "text_encode_ms": 20.0, "denoise_ms": 1500.5, "vae_ms": 80.0, "store_ms": 70.0}

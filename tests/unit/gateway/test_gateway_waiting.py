@@ -13,8 +13,8 @@ from fluxpool_gateway.http.request_context import preferred_wait_seconds
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskKey, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.waiting import TaskWaits
-from kit.event_streams import serving
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.http.event_streams import serving
 from kit.waiting import PATIENCE, wait_until
 
 STATE = "/v1/generations/r-1"

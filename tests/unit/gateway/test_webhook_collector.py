@@ -17,7 +17,7 @@ from fluxpool_gateway.webhooks.endpoints import Endpoint
 from fluxpool_gateway.webhooks.event import MAX_BODY_BYTES
 from fluxpool_gateway.webhooks.schedule import MAX_AGE_MS
 from fluxpool_gateway.webhooks.tables import deliveries, events
-from kit.webhook_world import NOW_MS, World, ended, submitted, webhook_world
+from kit.gateways.webhook_world import NOW_MS, World, ended, submitted, webhook_world
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from fluxpool_gateway.webhooks.dispatch.dispatcher import QUICK_SLOTS, Dispatche
 from fluxpool_gateway.webhooks.dispatch.sending import Sender
 from fluxpool_gateway.webhooks.endpoints import Endpoint, save_endpoint
 from fluxpool_gateway.webhooks.signing import new_secret
+from kit.gateways.webhook_world import World, ended, submitted, wall_clock, webhook_world
+from kit.http.webhook_receiver import LOOPBACK, Message, Receiver, answering, saying
+from kit.programs.warm_start import Program, start_program
 from kit.waiting import wait_until
-from kit.warm_start import Program, start_program
-from kit.webhook_receiver import LOOPBACK, Message, Receiver, answering, saying
-from kit.webhook_world import World, ended, submitted, wall_clock, webhook_world
 
 DEADLINE_SECONDS = 60.0
 

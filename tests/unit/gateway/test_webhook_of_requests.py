@@ -15,10 +15,10 @@ from fluxpool_gateway.stores import open_webhooks
 from fluxpool_gateway.webhooks.deliveries import purge
 from fluxpool_gateway.webhooks.requested.endpoints import MAX_HOSTS, UNUSED_MS
 from fluxpool_gateway.webhooks.tables import endpoints
-from kit.dispatching_gateway import dispatching_gateway
-from kit.keyed_gateway import Gateway
+from kit.gateways.dispatching_gateway import dispatching_gateway
+from kit.gateways.keyed_gateway import Gateway
+from kit.http.webhook_receiver import Receiver, answering
 from kit.waiting import wait_until
-from kit.webhook_receiver import Receiver, answering
 
 HOOKS = "/v1/webhooks"
 GENERATIONS = "/v1/generations"

@@ -31,7 +31,7 @@ from fluxpool_gateway.webhooks.schedule import DELAYS_MS, JITTER, MAX_AGE_MS, ne
 from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.start import VERSION_TABLE, prepare_webhooks
 from fluxpool_gateway.webhooks.tables import attempts, events, metadata
-from kit.webhook_world import World, webhook_world
+from kit.gateways.webhook_world import World, webhook_world
 
 SECOND_MS, HOUR_MS = 1000, 3_600_000
 

@@ -18,7 +18,7 @@ from fluxpool_gateway.webhooks.dispatch.sending import Attempt, AttemptError
 from fluxpool_gateway.webhooks.endpoints import MAX_ENDPOINTS, lock_enabled
 from fluxpool_gateway.webhooks.event import Event
 from fluxpool_gateway.webhooks.signing import sign
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
 HOOKS = "/v1/webhooks"
 BODY = {"name": "page", "url": "https://example.com/hooks?a=b"}

@@ -24,10 +24,10 @@ from fluxpool_gateway.webhooks.secret_box import (
 )
 from fluxpool_gateway.webhooks.start import prepare_webhooks
 from fluxpool_gateway.webhooks.store import WebhookStore
-from kit.keyed_gateway import KAFKA
+from kit.gateways.keyed_gateway import KAFKA
+from kit.gateways.webhook_world import World, ended, submitted, wall_clock, webhook_world
+from kit.http.webhook_receiver import LOOPBACK, Receiver
 from kit.waiting import wait_until
-from kit.webhook_receiver import LOOPBACK, Receiver
-from kit.webhook_world import World, ended, submitted, wall_clock, webhook_world
 
 OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
 

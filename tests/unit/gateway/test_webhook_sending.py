@@ -20,8 +20,7 @@ from fluxpool_gateway.webhooks.dispatch.sending import (
     Sender,
     resolve_in_thread,
 )
-from kit.waiting import PATIENCE, wait_until
-from kit.webhook_receiver import (
+from kit.http.webhook_receiver import (
     LOOPBACK,
     Receiver,
     Respond,
@@ -31,6 +30,7 @@ from kit.webhook_receiver import (
     never_ending,
     saying,
 )
+from kit.waiting import PATIENCE, wait_until
 
 TLS = ssl.create_default_context()
 """Takes a tenth of a second to make."""

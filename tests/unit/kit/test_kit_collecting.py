@@ -2,7 +2,7 @@
 
 import pytest
 
-from kit.collecting import order
+from kit.plugins.collecting import order
 
 pytestmark = pytest.mark.on_change
 

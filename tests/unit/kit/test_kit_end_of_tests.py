@@ -12,8 +12,8 @@ pytestmark = pytest.mark.on_change
 
 CONFTEST = """
 import pytest
-from kit.end_of_tests import EndOfTests
-from kit.schedule import FileScheduling
+from kit.plugins.end_of_tests import EndOfTests
+from kit.plugins.schedule import FileScheduling
 
 def pytest_configure(config):
     config.pluginmanager.register(EndOfTests(grace_seconds=0.5))

@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.file_times import cpu_seconds
+from kit.plugins.file_times import cpu_seconds
 from kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.on_change
 
 CONFTEST = """
-from kit.file_times import FileTimes
+from kit.plugins.file_times import FileTimes
 
 def pytest_configure(config):
     config.pluginmanager.register(FileTimes(ranked=1, timeline=True))

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from kit.http_probe import answers_ok
+from kit.http.http_probe import answers_ok
 
 pytestmark = pytest.mark.on_change
 

@@ -7,8 +7,8 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from kit.control_plane_credentials import Credentials
-from kit.kubernetes_api import KubernetesApi
+from kit.cluster.control_plane_credentials import Credentials
+from kit.cluster.kubernetes_api import KubernetesApi
 
 MOST_STEPS = 60
 """Of the event loop; a request over a new connection takes fewer."""

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kit.on_change import MARKER, REASON, Inputs
+from kit.plugins.on_change import MARKER, REASON, Inputs
 
 pytestmark = pytest.mark.on_change
 
 CONFTEST = f"""
 import sys
 from pathlib import Path
-from kit.on_change import OPTION, UnchangedTests
+from kit.plugins.on_change import OPTION, UnchangedTests
 
 def pytest_addoption(parser):
     parser.addoption(OPTION, action="store_true")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fluxpool_cli.local.child_process import ChildProcess
-from kit.pausable_process import PausableProcess
+from kit.programs.pausable_process import PausableProcess
 
 pytestmark = pytest.mark.on_change
 

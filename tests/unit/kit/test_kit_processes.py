@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.processes import command_line, is_alive, whole_lines
+from kit.programs.processes import command_line, is_alive, whole_lines
 from kit.waiting import wait_until_blocking
 
 pytestmark = pytest.mark.on_change

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.on_change
 
 CONFTEST = """
 import pytest
-from kit.schedule import FileScheduling
+from kit.plugins.schedule import FileScheduling
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):

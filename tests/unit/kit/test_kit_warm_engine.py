@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from fluxpool_worker.engine.protocol import EngineSpec, Generate, Generated, Shutdown
-from kit.engine import INPUTS, Engine, StartEngine, ends, the_end
-from kit.warm_start import STAND_IN, warm_engine
+from kit.engines.engine import INPUTS, Engine, StartEngine, ends, the_end
+from kit.programs.warm_start import STAND_IN, warm_engine
 
 pytestmark = pytest.mark.on_change
 

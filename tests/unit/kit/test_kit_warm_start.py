@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.processes import is_alive
+from kit.programs.processes import is_alive
+from kit.programs.warm_start import Program, start_program
 from kit.waiting import wait_until_blocking
-from kit.warm_start import Program, start_program
 
 pytestmark = pytest.mark.on_change
 
@@ -22,9 +22,9 @@ SECONDS = 60.0
 TESTS = """
 import sys
 from pathlib import Path
-from kit.warm_start import start_program
+from kit.programs.warm_start import start_program
 with Path(sys.argv[1]).open("wb") as output:
-    print(start_program("kit.warm_probe", environment={"ENDS": "wait"}, output=output).pid, flush=True)
+    print(start_program("kit.programs.warm_probe", environment={"ENDS": "wait"}, output=output).pid, flush=True)
 sys.stdin.read()
 """
 Start = Callable[..., tuple[Program, Path]]
@@ -38,7 +38,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
             environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PROBE": "of its own", "ENDS": ends_by}
             output = tmp_path / f"output-{executed}"
             with output.open("wb") as file:
-                program = start_program("kit.warm_probe", environment=environment, output=file, executed=executed)
+                program = start_program(
+                    "kit.programs.warm_probe", environment=environment, output=file, executed=executed
+                )
             ends.callback(program.wait, SECONDS)
             ends.callback(program.kill)
             return program, output

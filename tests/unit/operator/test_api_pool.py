@@ -4,8 +4,8 @@ import pytest
 
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError, ScalingMode, scaling_config
 from fluxpool_operator.planning import ScalingConfig
-from kit.pool_refusals import RULE_REFUSALS, SCHEMA_REFUSALS, Refusal
-from kit.pools import ACCEPTED, FULL_SPEC, edited, pool_body
+from kit.scaling.pool_refusals import RULE_REFUSALS, SCHEMA_REFUSALS, Refusal
+from kit.scaling.pools import ACCEPTED, FULL_SPEC, edited, pool_body
 
 # Rules that a schema can express; the API server checks types, names and duplicates.
 _OF_THE_MODEL = [refusal for refusal in (*RULE_REFUSALS, *SCHEMA_REFUSALS) if refusal.by_model]

@@ -12,7 +12,19 @@ from fluxpool_operator.assessment import PoolProblem, PoolView, SigningCertifica
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
 from fluxpool_operator.workload.pods import ContainerExit
-from kit.pool_views import GENERATION, NOON, condition_of, decision, deployment, lane, later, pod, pods, pool, view
+from kit.scaling.pool_views import (
+    GENERATION,
+    NOON,
+    condition_of,
+    decision,
+    deployment,
+    lane,
+    later,
+    pod,
+    pods,
+    pool,
+    view,
+)
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."

@@ -13,7 +13,7 @@ from fluxpool_operator.planning import Constraint
 from fluxpool_operator.reconcile.apply.status_writer import invalid_status
 from fluxpool_operator.workload import PodStage
 from fluxpool_operator.workload.pods import ContainerExit
-from kit.pool_views import NOON, decision, deployment, lane, later, pod, pods, pool, view
+from kit.scaling.pool_views import NOON, decision, deployment, lane, later, pod, pods, pool, view
 
 
 def events(before: PoolView, **fields: Any) -> tuple[PoolEvent, ...]:

@@ -10,7 +10,7 @@ import pytest
 from fluxpool_operator.api import ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView
 from fluxpool_operator.workload import PodStage
-from kit.pool_views import NOON, condition_of, deployment, lane, pod, pool, view
+from kit.scaling.pool_views import NOON, condition_of, deployment, lane, pod, pool, view
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 UNREAD = lane(partitions=0, age_seconds=math.inf, problem="partition 0: LEADER_NOT_AVAILABLE")

@@ -10,7 +10,7 @@ from fluxpool_operator.assessment import PoolProblem, PoolView, assess, events_o
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
 from fluxpool_operator.workload.pods import ContainerExit
-from kit.pool_views import decision, deployment, lane, later, pod, pool, view
+from kit.scaling.pool_views import decision, deployment, lane, later, pod, pool, view
 
 _PROBLEMS = [
     Reason.CHILD_FAILED,

@@ -14,7 +14,7 @@ from fluxpool_operator.assessment import PoolView, assess, status_patch, worth_w
 from fluxpool_operator.assessment.view import coarse_count, coarse_seconds, duration_text
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
-from kit.pool_views import GENERATION, NOON, TEMPLATE, decision, deployment, lane, later, pod, pods, pool, view
+from kit.scaling.pool_views import GENERATION, NOON, TEMPLATE, decision, deployment, lane, later, pod, pods, pool, view
 
 
 def test_a_status_has_the_observation_and_the_plan() -> None:

@@ -26,7 +26,7 @@ from fluxpool_operator.children import (
     worker_settings,
 )
 from fluxpool_operator.children.identity import manifest_hash
-from kit.pools import (
+from kit.scaling.pools import (
     ACCEPTED,
     FULL_SPEC,
     MINIMAL_SPEC,

@@ -15,7 +15,7 @@ from fluxpool_operator.children import (
     secrets_checksum,
     worker_settings,
 )
-from kit.pools import (
+from kit.scaling.pools import (
     FULL_SPEC,
     MINIMAL_SPEC,
     OAUTH_ENDPOINT,

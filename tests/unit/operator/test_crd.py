@@ -14,7 +14,7 @@ from pydantic import Field
 from fluxpool_operator import crd
 from fluxpool_operator.api import Reason
 from fluxpool_operator.api.schema import ApiModel
-from kit.pool_refusals import RULE_REFUSALS
+from kit.scaling.pool_refusals import RULE_REFUSALS
 from kit.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[3]

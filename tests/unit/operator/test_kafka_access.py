@@ -22,8 +22,8 @@ from fluxpool_operator.reconcile.kafka.broker_addresses import (
 from fluxpool_operator.reconcile.kafka.kafka_access import KafkaAccess, KafkaAccessFinder
 from fluxpool_operator.reconcile.kafka.pool_secrets import SecretFiles, SecretValues
 from fluxpool_operator.settings import OperatorSettings
-from kit.pool_bench import PoolBench
-from kit.pools import OAUTH_ENDPOINT, OAUTH_PRIVATE_ENDPOINT, SASL_PLAIN, edited, pool_body
+from kit.scaling.pool_bench import PoolBench
+from kit.scaling.pools import OAUTH_ENDPOINT, OAUTH_PRIVATE_ENDPOINT, SASL_PLAIN, edited, pool_body
 
 AUTHORITY = trustme.CA().cert_pem.bytes()
 IN_CLUSTER = {"FLUXPOOL_NAMESPACE": "fluxpool-system"}

@@ -15,9 +15,9 @@ from fluxpool_operator.planning import Constraint
 from fluxpool_operator.reconcile.child_cache import Change
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.workload import PodStage
-from kit.pool_bench import PoolBench
-from kit.pool_views import NOON, decision, lane, pod, pool, view
-from kit.pools import MINIMAL_SPEC, edited, pool_body
+from kit.scaling.pool_bench import PoolBench
+from kit.scaling.pool_views import NOON, decision, lane, pod, pool, view
+from kit.scaling.pools import MINIMAL_SPEC, edited, pool_body
 from kit.waiting import wait_until
 
 

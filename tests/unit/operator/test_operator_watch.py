@@ -17,8 +17,8 @@ from fluxpool_operator.reconcile.child_cache import Change, ChildCache, PoolKey
 from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.settings import OperatorSettings
-from kit.pool_bench import FakeCluster, FakeHub
-from kit.pools import pool_body
+from kit.scaling.pool_bench import FakeCluster, FakeHub
+from kit.scaling.pools import pool_body
 from kit.waiting import wait_until
 
 KEY = PoolKey("images", "standard")

@@ -14,7 +14,7 @@ from fluxpool_operator.planning import (
     Snapshot,
     plan,
 )
-from kit.lanes import lane_of
+from kit.scaling.lanes import lane_of
 
 CONFIG = ScalingConfig(
     min_replicas=0,

@@ -16,7 +16,7 @@ from fluxpool_operator.planning import (
     Snapshot,
     plan,
 )
-from kit.lanes import entry_of, lane_of
+from kit.scaling.lanes import entry_of, lane_of
 
 _counts = st.integers(0, 40) | st.sampled_from([0, 1, 10_000])
 _seconds = st.sampled_from([0.0, 0.5, 1.0, 5.0, 10.0, 29.9, 30.0, 100.0])

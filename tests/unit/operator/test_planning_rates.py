@@ -16,7 +16,7 @@ from fluxpool_operator.planning import (
     Snapshot,
     plan,
 )
-from kit.lanes import lane_of
+from kit.scaling.lanes import lane_of
 
 CONFIG = ScalingConfig(
     max_replicas=10, target_lag_per_replica=1, idle_grace_seconds=60, cool_down_seconds=30, stale_after_seconds=20

@@ -12,8 +12,8 @@ from fluxpool_operator.backlog import TopicReport
 from fluxpool_operator.cluster import ClusterError
 from fluxpool_operator.reconcile.apply import topic_reconciler
 from fluxpool_operator.reconcile.child_cache import Change
-from kit.pool_bench import PoolBench
-from kit.pools import MINIMAL_SPEC, SASL_PLAIN, edited, pool_body
+from kit.scaling.pool_bench import PoolBench
+from kit.scaling.pools import MINIMAL_SPEC, SASL_PLAIN, edited, pool_body
 from kit.waiting import wait_until
 
 NAMESPACE = pool_body()["metadata"]["namespace"]

@@ -7,7 +7,7 @@ import pytest
 from fluxpool_operator.api import FluxWorkerPoolStatus
 from fluxpool_operator.planning import PlanState
 from fluxpool_operator.reconcile.apply.scaler import desired_replicas, restored_state
-from kit.pool_views import decision, pool
+from kit.scaling.pool_views import decision, pool
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fluxpool_operator.api import FluxWorkerPool
-from kit.pools import edited, pool_body
+from kit.scaling.pools import edited, pool_body
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.on_change("benchmarks")

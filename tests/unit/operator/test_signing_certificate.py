@@ -8,8 +8,8 @@ from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.assessment import SigningCertificate
 from fluxpool_operator.children import SecretKey
 from fluxpool_operator.reconcile.kafka.pool_secrets import SecretValues, signing_certificate
-from kit.pools import edited, pool_body
-from kit.signing_keys import HOUR, make_signing_key, pem
+from kit.scaling.pools import edited, pool_body
+from kit.workers.signing_keys import HOUR, make_signing_key, pem
 
 ENTRY = SecretKey("image-signer", "tls.crt")
 POOL = FluxWorkerPool.parse(edited(pool_body(), {"image.provenance.signingSecretRef": {"name": "image-signer"}}))

@@ -31,10 +31,10 @@ from fluxpool_gateway.webhooks.dispatch.sending import Attempt, AttemptError
 from fluxpool_gateway.webhooks.endpoints import Endpoint, add_endpoint
 from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.tables import attempts, deliveries, events
-from kit.dead_letter_topic import letter_at
-from kit.event_streams import EventReader, reading, serving
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.lag_readings import GROUPS, VIP, lag, partition, teach_speed
+from kit.gateways.dead_letter_topic import letter_at
+from kit.gateways.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.http.event_streams import EventReader, reading, serving
+from kit.scaling.lag_readings import GROUPS, VIP, lag, partition, teach_speed
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "http.md"
 BLOCK = re.compile(r"^```(bash|json response|event-stream response)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

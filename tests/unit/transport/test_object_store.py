@@ -25,7 +25,7 @@ from fluxpool_transport.storage.object_store import (
     StorageUnavailableError,
     open_object_store,
 )
-from kit.s3 import S3Service, running_s3, signature_of
+from kit.stores.s3 import S3Service, running_s3, signature_of
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from fluxpool_transport.storage.task_objects import (
     store_image,
     store_manifest,
 )
-from kit.s3 import S3Service, running_s3
+from kit.stores.s3 import S3Service, running_s3
 
 DAY = datetime(2026, 4, 5, 23, 59, tzinfo=UTC)
 NEXT_DAY = datetime(2026, 4, 6, 0, 1, tzinfo=UTC)

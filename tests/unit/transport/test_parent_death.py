@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fluxpool_transport.process.parent_death import ParentGoneError, bound_command, die_with_parent
-from kit.processes import is_alive
+from kit.programs.processes import is_alive
 from kit.waiting import wait_until_blocking
 
 START_A_BOUND_SLEEPER = """

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from kit.placement import Setup, SimulatedQueue
+from kit.models.placement import Setup, SimulatedQueue
 
 SEEDS = range(4)
 SENDERS = 4

@@ -10,9 +10,9 @@ import pytest
 
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_transport.kafka.admin import KafkaAdmin
-from kit.fork_server import Imports
+from kit.programs.fork_server import Imports
+from kit.programs.warm_start import start_program
 from kit.waiting import PATIENCE, wait_until
-from kit.warm_start import start_program
 
 
 def ended(module: str, *arguments: str, imported: Imports = Imports.PROGRAMS, **environment: str) -> tuple[int, str]:
@@ -20,7 +20,7 @@ def ended(module: str, *arguments: str, imported: Imports = Imports.PROGRAMS, **
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
     with tempfile.TemporaryFile("w+") as output:
         program = start_program(
-            "kit.aborting_end",
+            "kit.programs.aborting_end",
             module,
             *arguments,
             environment={**kept, **environment},
@@ -53,9 +53,9 @@ def test_a_program_that_refuses_its_settings_ends_with_2(module: str, imported: 
 
 
 def test_a_command_ends_with_its_own_code_and_all_of_its_output() -> None:
-    code, output = ended("kit.console_script", "version")
+    code, output = ended("kit.programs.console_script", "version")
     assert (code, output.startswith("fluxpool ")) == (0, True), output
-    code, output = ended("kit.console_script", "trace", "a", "--bootstrap-servers", "nonsense")
+    code, output = ended("kit.programs.console_script", "trace", "a", "--bootstrap-servers", "nonsense")
     assert (code, "--bootstrap-servers" in output) == (2, True), output
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fluxpool_transport.kafka import batch_decompression, undecodable_records
 from fluxpool_transport.kafka.fetch_responses import FetchedBytes, TolerantFetcher
 from fluxpool_transport.kafka.undecodable_records import FetchedBatches, TolerantPartitionRecords, UndecodableRecord
-from kit.odd_batches import CODECS, batch, legacy_batch, with_right_crc, with_wrong_crc
+from kit.brokers.odd_batches import CODECS, batch, legacy_batch, with_right_crc, with_wrong_crc
 
 PARTITION = TopicPartition("tasks", 3)
 undecodable_records.install()

@@ -22,7 +22,7 @@ from fluxpool_worker.agent.task.publisher import OutgoingRecord
 from fluxpool_worker.agent.task.task_records import TaskRecord
 from fluxpool_worker.agent.task.task_store import TaskStore
 from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
-from kit.task_flow import (
+from kit.workers.task_flow import (
     MAX_ATTEMPTS,
     REQUEST_ID,
     TASK,

@@ -15,9 +15,9 @@ from fluxpool_worker.engine.files.images import encode_image
 from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
 from fluxpool_worker.image_marks import SignatureState, read_marks
 from fluxpool_worker.marks.signing import SigningError
-from kit.signing_keys import make_signing_key
-from kit.task_flow import TASK, FlowBench, task_record
 from kit.waiting import wait_until
+from kit.workers.signing_keys import make_signing_key
+from kit.workers.task_flow import TASK, FlowBench, task_record
 
 ALL, NO_PROMPT, NONE = EmbedParameters
 

@@ -14,8 +14,8 @@ from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_transport.storage import ObjectStore, read_input
 from fluxpool_transport.storage.object_store import StorageUnavailableError, open_object_store
 from fluxpool_worker.agent.task import task_store
-from kit.s3 import S3Service, running_s3
-from kit.task_flow import TASK, FlowBench, deadline_passed, task_record
+from kit.stores.s3 import S3Service, running_s3
+from kit.workers.task_flow import TASK, FlowBench, deadline_passed, task_record
 
 PICTURE = b"not looked at by the agent"
 PREFIX = "_inputs/default/"

@@ -1,6 +1,6 @@
 """The agent's core under random interleavings, and rare interleavings one by one.
 
-`kit.agent_machine` defines the machine, its rules and its invariants.
+`kit.models.agent_machine` defines the machine, its rules and its invariants.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from aiokafka import TopicPartition
 from hypothesis import HealthCheck, settings
 
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
-from kit.agent_machine import CALM_SECONDS, PARTITIONS, TOPIC, AgentMachine
-from kit.modelled_kafka import LinkState
+from kit.models.agent_machine import CALM_SECONDS, PARTITIONS, TOPIC, AgentMachine
+from kit.models.modelled_kafka import LinkState
 
 
 @pytest.fixture

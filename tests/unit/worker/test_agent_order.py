@@ -24,8 +24,8 @@ from fluxpool_worker.agent.task.cancellations import CancelWatch
 from fluxpool_worker.agent.task.outcome import Budgets, Spent
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.engine.protocol import EncodedImage, FailureKind, Generated, GenerationInputs
-from kit.modelled_kafka import SteppedLoop
-from kit.task_flow import ScriptedTopics, task_record
+from kit.models.modelled_kafka import SteppedLoop
+from kit.workers.task_flow import ScriptedTopics, task_record
 
 LONG_SECONDS = 1000.0
 """More than all tasks of a test take together."""

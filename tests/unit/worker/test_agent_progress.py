@@ -12,7 +12,7 @@ from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.task.progress import PROGRESS_SECONDS, AttemptProgress, ProgressPublisher
 from fluxpool_worker.engine.protocol import Preview
-from kit.task_flow import TASK, FlowBench, task_record
+from kit.workers.task_flow import TASK, FlowBench, task_record
 
 
 class Reports:

@@ -10,7 +10,7 @@ from fluxpool_contract import header_names as names
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.tenants import TenantKeys, TenantTrust, prove_tenant
-from kit.task_flow import MAX_ATTEMPTS, REQUEST_ID, TASK, FlowBench, attempt, task_record
+from kit.workers.task_flow import MAX_ATTEMPTS, REQUEST_ID, TASK, FlowBench, attempt, task_record
 
 KEY = b"k" * 32
 KEYS = TenantTrust(shared=TenantKeys((b"n" * 32, KEY)))

@@ -23,7 +23,16 @@ from fluxpool_worker.engine.protocol import (
     encode_frame,
 )
 from fluxpool_worker.engine.start_mark import StartMark
-from kit.engine import DEADLINE_SECONDS, INPUTS, STAND_IN_ENGINE, Engine, StartEngine, ends, engine_arguments, the_end
+from kit.engines.engine import (
+    DEADLINE_SECONDS,
+    INPUTS,
+    STAND_IN_ENGINE,
+    Engine,
+    StartEngine,
+    ends,
+    engine_arguments,
+    the_end,
+)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])

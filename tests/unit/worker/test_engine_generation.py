@@ -25,7 +25,7 @@ from fluxpool_worker.engine.generator import (
 )
 from fluxpool_worker.engine.protocol import Device, EngineSpec, GenerationInputs
 from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
-from kit.generating import one_pipeline_call, render
+from kit.engines.generating import one_pipeline_call, render
 
 INPUTS = GenerationInputs(prompt="a red fox in the snow", width=64, height=48, steps=3, seed=11)
 

@@ -20,7 +20,7 @@ from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.generation import FluxGenerator
 from fluxpool_worker.engine.generator import GenerationCanceledError, InputsError, Pixels
 from fluxpool_worker.engine.protocol import AppliedLora, Device, EngineSpec, GenerationInputs
-from kit.generating import one_pipeline_call, render
+from kit.engines.generating import one_pipeline_call, render
 
 BOTH_WAYS = pytest.mark.parametrize("fused", [False, True], ids=["by-diffusers", "fused"])
 

@@ -33,7 +33,7 @@ from fluxpool_worker.engine.protocol import (
 )
 from fluxpool_worker.image_parameters import read_parameters
 from fluxpool_worker.marks import XMP_PNG_KEYWORD, DigitalSourceType
-from kit.engine import (
+from kit.engines.engine import (
     DEADLINE_SECONDS,
     INPUTS,
     REAL_ENGINE,

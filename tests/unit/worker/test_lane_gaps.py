@@ -15,7 +15,7 @@ from fluxpool_worker.agent.consumer.assignment_loader import TOPIC_CHECK_SECONDS
 from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
-from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
+from kit.models.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 
 TOPIC = "tasks"
 PARTITION = TopicPartition(TOPIC, 0)

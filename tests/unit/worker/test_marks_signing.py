@@ -23,8 +23,8 @@ from fluxpool_worker.image_marks import SignatureState, read_marks
 from fluxpool_worker.image_parameters import read_parameters
 from fluxpool_worker.marks import DigitalSourceType
 from fluxpool_worker.marks.signing import SIGNING_USAGES, FileSigner, SigningError
-from kit.signing_keys import SigningKey, key_pem, make_signing_key
 from kit.waiting import wait_until
+from kit.workers.signing_keys import SigningKey, key_pem, make_signing_key
 
 PROMPT = "a lighthouse that only its keeper may know of"
 FORMATS = pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])

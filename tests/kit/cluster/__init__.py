@@ -1,0 +1,1 @@
+"""A real Kubernetes control plane, its nodes and objects. Containers are run by `kit.process_node`."""

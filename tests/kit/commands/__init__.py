@@ -1,0 +1,1 @@
+"""The `fluxpool` command, as a process or in that of a test, and what it writes."""

@@ -1,0 +1,1 @@
+"""Real engine processes, and the tiny checkpoint that they load."""

@@ -1,0 +1,1 @@
+"""Models of Kafka, workers and queues, for state machines and simulated time."""

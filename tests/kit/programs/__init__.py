@@ -1,0 +1,1 @@
+"""The product's programs as processes: forked from one that has imported them, or executed."""

@@ -1,0 +1,1 @@
+"""Pools, the lag of their lanes, and benches for the operator."""
