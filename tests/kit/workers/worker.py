@@ -168,6 +168,8 @@ class WorkerBench:
                     **(environment or {}),
                 },
                 output=log,
+                # Another release's changes are made by Python before it imports anything.
+                executed="PYTHONPATH" in (environment or {}),
             )
         worker = WorkerProcess(name, process, f"http://127.0.0.1:{settings.health_port}", log_file)
         self.workers.append(worker)
