@@ -177,7 +177,7 @@ async def test_axe_finds_nothing_in_any_view_light_or_dark_and_none_is_wider_tha
         store_image(tmp_path, name)
         gateway.project(seen(name, "an owl"), replace(succeeded(name, "acme"), completed_at_ms=NOW_MS + 1))
     judged = {"a": {"request_id": "done"}, "b": {"request_id": "again"}, "preferred": "a"}
-    assert (await gateway.one.ask("POST", "/v1/comparisons", key, json=judged)).status_code == 200
+    assert (await gateway.one.ask("POST", "/v1/comparisons", key, json=judged)).status_code == 201
     await gateway.project_feedback()
     for path in VIEWS:
         await tab.open(f"ui/{path}")
