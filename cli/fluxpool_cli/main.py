@@ -104,7 +104,7 @@ COMMANDS: Final = {
     "schema": ("schema.commands:app", "What messages, routes and pools look like."),
     "completion": ("completion:completion", "Print the completion script of a shell."),
     "model": ("model:app", "Model folders for workers."),
-    "dlq": ("dlq.commands:app", "List dead letters, replay their tasks, discard them."),
+    "dlq": ("dlq.commands:app", "List and export dead letters, replay their tasks, discard them."),
 }
 """Module and name of each, imported when the command is named, and line of the help: all together take a second."""
 
