@@ -67,7 +67,7 @@ function done(summary, latency, requests)
     latency:percentile(50), latency:percentile(99)))
 end
 """
-GOALS: Final = "goals: ratio_to_simple >= 3, ratio_single >= 4.5, open_p99_ms <= 25, lost 0"
+GOALS: Final = "goals: ratio_to_simple >= 3.3, ratio_single >= 5, open_p99_ms <= 20, lost 0"
 
 
 @dataclass(frozen=True, slots=True)

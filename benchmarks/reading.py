@@ -7,22 +7,23 @@ without other work (`idle`), then beside tasks and results that the projector re
 
 import argparse
 import asyncio
+import multiprocessing
 import random
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
 from accept_parts.open_loop import request_bytes, run_open_loop
+from confluent_kafka import Producer
 from projection import open_sqlite, project, result_record, task_record
 from report import Cell, print_report, quiet_logs
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from kit.brokers.kafka import produce
 from kit.brokers.kafka_cluster import KafkaCluster
 from kit.gateways.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 
@@ -30,6 +31,7 @@ CONNECTIONS: Final = 64
 GOAL_MS: Final = 10
 GOALS: Final = f"goal: p99_ms <= {GOAL_MS} while projecting (p99_to_goal <= 1)"
 FILLED_AT_ONCE: Final = 50_000
+SEND_SECONDS: Final = 0.02
 
 
 async def main() -> int:
@@ -92,7 +94,7 @@ async def _measure(gateway: GatewayProcess, folder: Path, options: argparse.Name
         path = f"/v1/generations/{_name(chance.randrange(options.tasks))}"
         return request_bytes("GET", path, host=f"{host}:{port}", authorization=authorization)
 
-    sending = asyncio.create_task(_send(gateway, rate_per_second=options.projected_rate if way != "idle" else 0))
+    sender = None if way == "idle" else _started_sender(gateway, rate_per_second=options.projected_rate)
     read = await run_open_loop(
         make_request,
         host=host,
@@ -102,9 +104,9 @@ async def _measure(gateway: GatewayProcess, folder: Path, options: argparse.Name
         seconds=options.seconds,
         connections=CONNECTIONS,
     )
-    sending.cancel()
-    with suppress(asyncio.CancelledError):
-        await sending
+    if sender is not None:
+        sender.kill()
+        sender.join()
     return {
         "way": way,
         "rate": options.rate,
@@ -115,17 +117,28 @@ async def _measure(gateway: GatewayProcess, folder: Path, options: argparse.Name
     }
 
 
-async def _send(gateway: GatewayProcess, *, rate_per_second: float) -> None:
-    """Write tasks and their results to Kafka until canceled."""
+def _started_sender(gateway: GatewayProcess, *, rate_per_second: float) -> BaseProcess:
+    """A process of its own: in this one it would delay the reads."""
     topics, servers = gateway.settings.topics, ",".join(gateway.settings.kafka.bootstrap_servers)
+    arguments = (servers, topics.tasks, topics.results, rate_per_second)
+    sender = multiprocessing.get_context("spawn").Process(target=_send, args=arguments, daemon=True)
+    sender.start()
+    return sender
+
+
+def _send(servers: str, tasks: str, results: str, rate_per_second: float) -> None:
+    """Write tasks and their results to Kafka until killed."""
+    producer = Producer({"bootstrap.servers": servers})
     began, sent = time.monotonic(), 0
-    while rate_per_second:
-        due = int((time.monotonic() - began) * rate_per_second) + 1
-        names = [f"beside-{began}-{number}" for number in range(sent, due)]
-        await produce(servers, topics.tasks, [task_record(name)[1:] for name in names])
-        await produce(servers, topics.results, [result_record(name)[1:] for name in names])
+    while True:
+        due = int((time.monotonic() - began) * rate_per_second)
+        for number in range(sent, due):
+            name = f"beside-{began}-{number}"
+            for topic, (_, key, value) in ((tasks, task_record(name)), (results, result_record(name))):
+                producer.produce(topic, value, key)
         sent = due
-        await asyncio.sleep(0.5)
+        producer.poll(0)
+        time.sleep(SEND_SECONDS)
 
 
 if __name__ == "__main__":
