@@ -37,7 +37,6 @@ from fluxpool_gateway.dead_letters.views import (
     ReplayPreview,
     ReplayRequest,
 )
-from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.http.problem import BODY_PROBLEMS, ProblemCode, ProblemError, problems, unavailable
 from fluxpool_gateway.http.routes import Services, WithServices, json_response
 from fluxpool_gateway.http.scopes import WithCaller, requires
@@ -110,8 +109,7 @@ def chosen_query(wanted: ReplayRequest, *, tenant: str | None) -> DeadLetterQuer
 
 
 def _plan(wanted: ReplayRequest, services: Services, dead_letters: Iterable[StoredDeadLetter]) -> ReplayPlan:
-    topics = services.dead_letters.topics
-    to_topic = {None: None, Priority.STANDARD: topics.tasks, Priority.VIP: topics.tasks_vip}[wanted.priority]
+    to_topic = None if wanted.priority is None else wanted.priority.topic(services.dead_letters.topics)
     return ReplayPlan(
         patch=wanted.patch,
         drop_headers=wanted.drop_headers,

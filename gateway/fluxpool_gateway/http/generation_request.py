@@ -16,6 +16,7 @@ from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 from fluxpool_contract import header_names
 from fluxpool_contract.bounds import MAX_COUNT
 from fluxpool_contract.json_body import without_bom
+from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import (
     MAX_STEPS,
     MAX_TASK_BYTES,
@@ -43,6 +44,10 @@ class Priority(StrEnum):
 
     STANDARD = "standard"
     VIP = "vip"
+
+    def topic(self, topics: TopicNames) -> str:
+        """The topic of its tasks."""
+        return topics.tasks_vip if self is Priority.VIP else topics.tasks
 
 
 class GenerationRequest(GenerationParameters):

@@ -304,7 +304,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _send_whole(self, status: int, headers: RawPairs, body: bytes) -> bool:
-        """What uvicorn does for both messages of a response; false where it must wait, or has nobody to send to."""
+        """What uvicorn does for both messages of a response; false where it must wait, or the client is gone."""
         cycle = self._running
         if cycle is None or cycle.disconnected or self.flow.write_paused:
             return False

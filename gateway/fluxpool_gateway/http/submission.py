@@ -26,7 +26,6 @@ from fluxpool_contract.tenants import NO_TENANT, TenantTrust
 from fluxpool_gateway.http.generation_request import (
     MAX_BODY_BYTES,
     GenerationRequest,
-    Priority,
     body_too_large,
     check_idempotency_key,
     check_image_folder,
@@ -314,7 +313,7 @@ class Submission:
         check_image_folder(request, caller.tenant)
         caller.rights.check(request)
         if caller.rights.models is not None:
-            caller.rights.check_model(request, self.models_of(self._topic_of(request)))
+            caller.rights.check_model(request, self.models_of(request.priority.topic(self.topics)))
 
     def _render(self, request: GenerationRequest, request_id: str, caller: Caller) -> tuple[GenerationRequest, bytes]:
         """The request with the parameters of its preset, if it has one, and the value of its record."""
@@ -348,9 +347,6 @@ class Submission:
         await self.once(TaskKey(request_id, tenant), task_digest(value), produce)
         return is_new
 
-    def _topic_of(self, request: GenerationRequest) -> str:
-        return self.topics.tasks_vip if request.priority is Priority.VIP else self.topics.tasks
-
     async def _admit_and_produce(
         self,
         headers: RequestHeaders,
@@ -366,7 +362,7 @@ class Submission:
         try:
             # First: a request that would wait too long uses up no limit of the tenant.
             if request.limits_wait and self.admission is not None:
-                more += self.admission.admit(request, self._topic_of(request))
+                more += self.admission.admit(request, request.priority.topic(self.topics))
             if request.webhook is not None:
                 await self.webhooks.prepare(request.webhook, tenant=tenant)
             if self.quotas is not None:
@@ -387,7 +383,7 @@ class Submission:
 
         Raises `UnwrittenError` when it certainly is not in Kafka, `ProblemError` when that is unknown.
         """
-        topic = self._topic_of(request)
+        topic = request.priority.topic(self.topics)
         partitions = self.partition_counts(topic)
         if not partitions:
             raise UnwrittenError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))

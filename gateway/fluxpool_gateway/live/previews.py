@@ -124,7 +124,7 @@ class TaskPreviews:
         if not self._watched:
             self._is_watched.clear()
 
-    def forget(self, key: TaskKey) -> None:
+    def evict(self, key: TaskKey) -> None:
         """Keep no preview of a task that does not run."""
         self._latest.pop(key, None)
 
@@ -164,7 +164,7 @@ class SeveralWatched:
 
     def discard(self, key: TaskKey) -> None:
         """Watch a task no more, which does not run."""
-        self.previews.forget(key)
+        self.previews.evict(key)
         if key in self._keys:
             self._keys.remove(key)
             self.previews.remove(key, self.watch)

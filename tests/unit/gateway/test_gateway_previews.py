@@ -96,7 +96,7 @@ async def test_the_latest_preview_is_kept_for_a_while_for_the_tenant_whose_task_
     now = 0.0
     previews = TaskPreviews(clock=lambda: now)
     reader = reader_of(previews)
-    # Nobody watches: the next who looks has it at once, and who looks after that.
+    # Without a watcher: the next one has it at once, and the one after that.
     reader.take(record(event(4)))
     assert (await kept(previews), await kept(previews)) == (4, 4)
     assert await kept(previews, TaskKey(KEY.request_id, "other")) is None

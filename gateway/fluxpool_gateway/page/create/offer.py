@@ -1,6 +1,6 @@
 """What the form offers of what the gateway has: that which the caller's key may ask for. Pure.
 
-The API decides all the same; here nobody is led to a request that it refuses.
+The API decides all the same; this keeps the form from requests that it refuses.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

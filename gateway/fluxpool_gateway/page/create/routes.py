@@ -98,11 +98,11 @@ async def _render(
     """`asks`: whether a pool that sleeps is to be woken."""
     submission: Submission = request.app.submission
     offer = _offer(submission, caller)
-    topics, priority = submission.topics, _priority(form)
+    priority = _priority(form)
     if priority not in offer.priorities:
         priority = next(iter(offer.priorities), priority)
     target = RecordTarget(
-        topic=topics.tasks_vip if priority is Priority.VIP else topics.tasks,
+        topic=priority.topic(submission.topics),
         request_id=new_request_id(),
         tenant=caller.tenant,
     )
@@ -134,12 +134,11 @@ async def _render(
 
 
 def _offer(submission: Submission, caller: Caller) -> Offer:
-    topics = {Priority.STANDARD: submission.topics.tasks, Priority.VIP: submission.topics.tasks_vip}
     return offer_to(
         caller.rights,
         presets=submission.presets.presets,
         qualities=submission.qualities,
-        models_of=lambda priority: submission.models_of(topics[priority]),
+        models_of=lambda priority: submission.models_of(priority.topic(submission.topics)),
     )
 
 
